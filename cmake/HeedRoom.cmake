@@ -1,0 +1,56 @@
+# heed_room(NAME [TORCH] [DEPENDS targets...]): one folder of src/ as one static library `heed_NAME`.
+# Every *.cc below the folder belongs to it; adding a file needs no change here. A room may include
+# only from the rooms it names (and those they name).
+set(HEED_WARNINGS -Wall -Wextra -Werror -Wno-unused-parameter -Wno-missing-field-initializers)
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # g++ 12 reports false positives of these two inside the standard library at -O2 and above.
+  list(APPEND HEED_WARNINGS -Wno-restrict -Wno-maybe-uninitialized -Wno-array-bounds
+       -Wno-stringop-overflow -Wno-stringop-overread)
+endif()
+if(HEED_SANITIZE)
+  add_compile_options(-fsanitize=${HEED_SANITIZE} -fno-omit-frame-pointer -g)
+  add_link_options(-fsanitize=${HEED_SANITIZE})
+endif()
+
+function(heed_room name)
+  cmake_parse_arguments(R "TORCH" "" "DEPENDS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "/main/")
+  if(NOT sources)
+    return()
+  endif()
+  add_library(heed_${name} STATIC ${sources})
+  target_include_directories(heed_${name} PUBLIC
+    $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/src> $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/include>)
+  target_compile_options(heed_${name} PRIVATE ${HEED_WARNINGS})
+  foreach(dep ${R_DEPENDS})
+    if(TARGET ${dep} OR NOT dep MATCHES "^heed_")
+      target_link_libraries(heed_${name} PUBLIC ${dep})
+    endif()
+  endforeach()
+  if(R_TORCH)
+    target_link_libraries(heed_${name} PUBLIC heed::torch)
+    target_precompile_headers(heed_${name} REUSE_FROM heed_pch)
+  endif()
+endfunction()
+
+# heed_registry(ROOM PATTERN PREFIX RETURN ARGS): writes build/generated/heed/ROOM_registry.inc, which declares and
+# lists `PREFIX_STEM` for every file of src/ROOM whose name matches PATTERN (a regular expression with
+# one group, the stem). Static libraries would drop files that only register themselves; the list names each.
+function(heed_registry room pattern prefix signature)
+  file(GLOB files CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${room}/*.cc)
+  set(declarations "")
+  set(entries "")
+  foreach(file ${files})
+    get_filename_component(base ${file} NAME)
+    if(base MATCHES "${pattern}")
+      string(MAKE_C_IDENTIFIER "${CMAKE_MATCH_1}" stem)
+      string(APPEND declarations "void ${prefix}_${stem}(${signature});\n")
+      string(APPEND entries "    ${prefix}_${stem},\n")
+    endif()
+  endforeach()
+  set(text "// Made by the build from the files of src/${room}. Do not edit.\n${declarations}\ninline constexpr void (*k_${room}_registry[])(${signature}) = {\n${entries}};\n")
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/heed/${room}_registry.inc CONTENT "${text}" @ONLY)
+  target_include_directories(heed_${room} PUBLIC $<BUILD_INTERFACE:${CMAKE_BINARY_DIR}/generated>)
+endfunction()
