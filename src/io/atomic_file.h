@@ -1,0 +1,45 @@
+// Files that appear whole or not at all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace heed {
+
+// Writes to a hidden temporary file beside `path`; commit() flushes it to the disk and renames it
+// over `path`. Destroyed without commit() (an exception, Ctrl-C), it removes the temporary and an
+// earlier file of that name stays as it was. A symbolic link is followed; a device such as
+// /dev/stdout is written straight through. All methods throw Error naming the file on failure.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  // Appends at the end of what write() has written so far.
+  void write(const void* data, size_t bytes);
+  // Writes at `offset` from the start; bytes never written read as zero.
+  void write_at(uint64_t offset, const void* data, size_t bytes);
+  void commit();
+
+  const std::string& path() const { return path_; }
+
+ private:
+  [[noreturn]] void fail(const char* what, int error);
+
+  std::string path_;       // as the caller named it, for messages
+  std::string target_;     // path_ with a symbolic link resolved
+  std::string temporary_;  // empty when a device is written straight through, or after commit()
+  int fd_ = -1;
+};
+
+// The whole of `text` as the file `path`, atomically.
+void write_text_atomic(const std::string& path, std::string_view text);
+
+// Makes the folder `path` and those above it where they are missing. Error if that fails.
+void make_folders(const std::string& path);
+
+}  // namespace heed

@@ -1,0 +1,48 @@
+#include "io/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "io/describe.h"
+#include "io/error.h"
+
+namespace heed {
+
+MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
+  // O_NONBLOCK keeps open() from waiting for a writer when the path is a named pipe.
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) throw Error("{}: cannot be opened: {}", printable(path_), describe_errno(errno));
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) {
+    const int error = errno;
+    ::close(fd);
+    throw Error("{}: cannot be read: {}", printable(path_), describe_errno(error));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    ::close(fd);
+    throw Error("{}: is {}; a regular file is needed here", printable(path_),
+                S_ISDIR(status.st_mode) ? "a folder" : "not a regular file");
+  }
+  size_ = static_cast<size_t>(status.st_size);
+  if (size_ > 0) {
+    void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (mapped == MAP_FAILED) {
+      const int error = errno;
+      ::close(fd);
+      throw Error("{}: cannot be mapped into memory: {}", printable(path_), describe_errno(error));
+    }
+    data_ = static_cast<const std::byte*>(mapped);
+  }
+  ::close(fd);
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+}  // namespace heed

@@ -1,0 +1,29 @@
+// A file mapped into memory for reading.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace heed {
+
+// Owns a read-only mapping of a whole regular file; pages are read when they are touched, and
+// shared between processes. The file must not be shortened while it is mapped.
+class MappedFile {
+ public:
+  // Error if the file cannot be opened or is not a regular file.
+  explicit MappedFile(std::string path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  std::string path_;
+  const std::byte* data_ = nullptr;  // null for an empty file
+  size_t size_ = 0;
+};
+
+}  // namespace heed
