@@ -28,8 +28,14 @@ add_library(heed::torch INTERFACE IMPORTED GLOBAL)
 target_include_directories(heed::torch SYSTEM INTERFACE
   ${HEED_TORCH_DIR}/include ${HEED_TORCH_DIR}/include/torch/csrc/api/include)
 target_compile_definitions(heed::torch INTERFACE AT_PARALLEL_OPENMP=1)
+# The wheels carry their own libgomp. Link that one: a process must have one pool of threads.
+target_compile_options(heed::torch INTERFACE -fopenmp)
+set(torch_gomp ${HEED_TORCH_DIR}/lib/libgomp.so.1)
+if(NOT EXISTS ${torch_gomp})
+  set(torch_gomp OpenMP::OpenMP_CXX)
+endif()
 target_link_libraries(heed::torch INTERFACE
-  ${HEED_TORCH_DIR}/lib/libtorch_cpu.so ${HEED_TORCH_DIR}/lib/libc10.so OpenMP::OpenMP_CXX)
+  ${HEED_TORCH_DIR}/lib/libtorch_cpu.so ${HEED_TORCH_DIR}/lib/libc10.so ${torch_gomp})
 # Libraries that torch_cpu itself needs lie outside the linker's search path; they are found at run
 # time through torch_cpu's own RPATH.
 target_link_options(heed::torch INTERFACE -Wl,--allow-shlib-undefined
