@@ -9,29 +9,13 @@
 #include "op/attend_shape.h"
 #include "op/library.h"
 #include "op/parallel.h"
+#include "op/view.h"
 
 namespace heed::op {
 namespace {
 
 using Pair = std::tuple<at::Tensor, at::Tensor>;
 using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-at::Tensor rows(const at::Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
-}
-
-heed_dtype dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return HEED_FLOAT32;
-    case at::kBFloat16:
-      return HEED_BFLOAT16;
-    case at::kHalf:
-      return HEED_FLOAT16;
-    default:
-      throw UsageError("attend: dtype {} is not supported", c10::toString(t.scalar_type()));
-  }
-}
 
 template <typename T>
 T* at_row(T* base, const at::Tensor& t, int64_t i0, int64_t i1, int64_t i2) {
@@ -110,8 +94,8 @@ struct Jobs {
     table.group = static_cast<int32_t>(s.group);
     table.head_dim = static_cast<int32_t>(s.dim);
     table.value_dim = static_cast<int32_t>(s.value_dim);
-    table.q_dtype = dtype_of(q);
-    table.kv_dtype = dtype_of(k);
+    table.q_dtype = view_dtype(q.scalar_type());
+    table.kv_dtype = view_dtype(k.scalar_type());
     table.weight = o.weight;
     table.scale = static_cast<float>(s.scale);
     table.soft_cap = static_cast<float>(o.soft_cap);
