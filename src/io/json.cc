@@ -138,13 +138,20 @@ std::string json_error_text(const std::exception& error) {
   return printable(text, 300);
 }
 
+void scan_json(std::string_view text, const std::string& file, nlohmann::json_sax<Json>& handler) {
+  if (const size_t zero = text.find('\0'); zero != text.npos) {
+    throw Error("{}: not valid JSON: a zero byte at position {}", printable(file), zero);
+  }
+  Json::sax_parse(text.begin(), text.end(), &handler);
+}
+
 Json parse_json(std::string_view text, const std::string& file, const JsonLimits& limits) {
   if (text.size() > limits.bytes) {
     throw Error("{}: {} bytes of JSON; at most {} are read", printable(file), text.size(),
                 limits.bytes);
   }
   Builder builder(file, limits);
-  Json::sax_parse(text.begin(), text.end(), &builder);
+  scan_json(text, file, builder);
   return builder.take();
 }
 

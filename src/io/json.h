@@ -66,6 +66,10 @@ int64_t as_int(const Json& value, const std::string& what, const std::string& fi
 double as_float(const Json& value, const std::string& what, const std::string& file);
 std::string as_string(const Json& value, const std::string& what, const std::string& file);
 
+// Reads `text` with a nlohmann SAX handler. That parser takes a zero byte for the end of the text;
+// here it is an error, as RFC 8259 has it.
+void scan_json(std::string_view text, const std::string& file, nlohmann::json_sax<Json>& handler);
+
 // nlohmann's message without its "[json.exception...]" prefix, on one line.
 std::string json_error_text(const std::exception& error);
 

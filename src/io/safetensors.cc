@@ -268,7 +268,7 @@ TensorFile parse_safetensors(std::span<const std::byte> bytes, const std::string
   const char* header = reinterpret_cast<const char*>(bytes.data()) + sizeof length;
   std::vector<Range> ranges;
   HeaderReader reader(out, ranges);
-  Json::sax_parse(header, header + length, &reader);
+  scan_json({header, static_cast<size_t>(length)}, name, reader);
   check_cover(out, ranges, rest - length);
   const std::byte* data = bytes.data() + sizeof length + length;
   for (size_t i = 0; i < ranges.size(); ++i) out.tensors[i].data = data + ranges[i].begin;
