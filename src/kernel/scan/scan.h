@@ -5,12 +5,12 @@
 //   read after:   out_t = scale q_t S_t
 //   read before:  out_t = scale q_t (S_{t-1} + diag(u) k_t^T v_t)      (u: bonus)
 //
-// Correction: none (p, r absent), delta (p = -beta k, r = a k, write beta k: the two delta-rule forms
-// of DeltaNet and Gated DeltaNet; the correction reads the state AFTER decay), or general (p, r given;
-// the correction reads the state BEFORE decay: DPLR, RWKV-7).
-// Chunked algorithms: spec "Shared algorithms" E1 and E2 (GLA, arXiv 2312.06635; DeltaNet, 2406.06484;
-// Gated DeltaNet, 2412.06464). Decays stay in log space and are summed in float64 inside a chunk; a
-// decay of -inf is a reset and is handled by segment index, never by clamping.
+// Correction: none (p, r absent), delta (p = -beta k, r = a k, write beta k: the two delta-rule
+// forms of DeltaNet and Gated DeltaNet; the correction reads the state AFTER decay), or general (p,
+// r given; the correction reads the state BEFORE decay: DPLR, RWKV-7). Chunked algorithms: spec
+// "Shared algorithms" E1 and E2 (GLA, arXiv 2312.06635; DeltaNet, 2406.06484; Gated DeltaNet,
+// 2412.06464). Decays stay in log space and are summed in float64 inside a chunk; a decay of -inf
+// is a reset and is handled by segment index, never by clamping.
 #pragma once
 
 #include <cstdint>
@@ -19,50 +19,65 @@
 
 namespace heed::kernel {
 
-enum class Decay : int32_t { kNone = 0, kHead = 1, kToken = 2, kChannel = 3 };  // none, [H], [B,T,H], [B,T,H,Dk]
+enum class Decay : int32_t {
+  kNone = 0,
+  kHead = 1,
+  kToken = 2,
+  kChannel = 3
+};  // none, [H], [B,T,H], [B,T,H,Dk]
 enum class Correction : int32_t { kNone = 0, kDelta = 1, kGeneral = 2 };
 enum class Read : int32_t { kAfter = 0, kBefore = 1 };
 
 // All views are [B, T, H, *] with any strides over B, T, H and contiguous last dimension.
-// Token tensors q, k, v, p, r are float32 or bfloat16 (all the same); everything else is float32.
+// Token tensors q, k, v, p, r are float32, bfloat16 or float16 (all the same); everything else is
+// float32. Strides of 0 (one tensor shared by several heads) are fine for inputs.
 // Packs: cu_seqlens has N+1 offsets (then B = 1 and states are [N, H, Dk, Dv]).
 struct ScanArgs {
   uint32_t struct_size = sizeof(ScanArgs);
-  heed_view q, k, v;         // [B,T,H,Dk], [B,T,H,Dk], [B,T,H,Dv]
-  heed_view p, r;            // [B,T,H,Dk], Correction::kGeneral only
-  heed_view beta;            // [B,T,H], Correction::kDelta only
-  heed_view log_decay;       // by `decay`; <= 0, -inf allowed
-  heed_view bonus;           // u [H,Dk], Read::kBefore only; may be absent
-  heed_view initial_state;   // [B or N,H,Dk,Dv] contiguous; absent: zero
+  heed_view q, k, v;        // [B,T,H,Dk], [B,T,H,Dk], [B,T,H,Dv]
+  heed_view p, r;           // [B,T,H,Dk], Correction::kGeneral only
+  heed_view beta;           // [B,T,H], Correction::kDelta only
+  heed_view log_decay;      // by `decay`; <= 0, -inf allowed
+  heed_view bonus;          // u [H,Dk], Read::kBefore only; may be absent
+  heed_view initial_state;  // [B or N,H,Dk,Dv] contiguous; absent: zero
   const int64_t* cu_seqlens = nullptr;
-  int64_t sequences = 0;     // N
+  int64_t sequences = 0;  // N
   Decay decay = Decay::kNone;
   Correction correction = Correction::kNone;
   Read read = Read::kAfter;
   float scale = 1;
-  int32_t chunk = 64;
-  heed_view out;             // [B,T,H,Dv], dtype of v
-  heed_view final_state;     // [B or N,H,Dk,Dv] contiguous
+  int32_t chunk = 64;     // rounding only; the CPU kernels take at most 32 tokens at once
+  heed_view out;          // [B,T,H,Dv], dtype of v
+  heed_view final_state;  // [B or N,H,Dk,Dv] contiguous
 };
 
-// Chunked forward over whole sequences. T = 0 and empty sequences leave final_state = initial_state.
+// Chunked forward over whole sequences. T = 0 and empty sequences leave final_state =
+// initial_state.
 heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel);
 
-// One token a sequence (T = 1), state updated in place: final_state.data may equal initial_state.data.
+// One token a sequence (T = 1), state updated in place: final_state.data may equal
+// initial_state.data.
 heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel);
 
 // Gradients, all float32 and contiguous in the shape of the tensor they belong to; absent views are
-// not computed. grad_log_decay of a -inf entry is 0. Kept inputs only: the states at chunk starts are computed again.
+// not computed. grad_log_decay of a -inf entry is 0. Kept inputs only: the states at chunk starts
+// are computed again.
 struct ScanGrads {
   uint32_t struct_size = sizeof(ScanGrads);
-  heed_view grad_out;           // [B,T,H,Dv], dtype of v
-  heed_view grad_final_state;   // absent: zero
+  heed_view grad_out;          // [B,T,H,Dv], dtype of v
+  heed_view grad_final_state;  // absent: zero
   heed_view grad_q, grad_k, grad_v, grad_p, grad_r, grad_beta, grad_log_decay, grad_bonus;
   heed_view grad_initial_state;
 };
-heed_status scan_backward(const ScanArgs& args, const ScanGrads& grads, const heed_parallel* parallel);
+heed_status scan_backward(const ScanArgs& args, const ScanGrads& grads,
+                          const heed_parallel* parallel);
 
-// Token by token in double precision with plain loops: what the tests compare with.
+// Token by token in double precision with plain loops, and its adjoint: what the tests compare
+// with. Any tensor may be float64 here, results included.
 heed_status scan_reference(const ScanArgs& args);
+heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads);
+
+// What was wrong with this thread's last call that did not return HEED_OK.
+const char* scan_message();
 
 }  // namespace heed::kernel

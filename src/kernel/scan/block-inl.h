@@ -1,0 +1,457 @@
+// One block of tokens of the chunked scan: loads its tokens, turns decays into factors, forms the
+// pairwise matrices, and carries the state over it. Forward and backward share this.
+//
+// With E(i,j) = exp(b_i - b_j), b the sum of log decays inside the block, every pass is written for
+//   rows  q (the read) and c (what the correction reads the state with: -k for delta, r for
+//   general) columns  k (the write) and p (the correction's write, general only)
+// so that (spec "Shared algorithms", E1 and E2; X are the corrected values)
+//   delta:    X = V + Ce S0 + Mck W,             W = beta X,  O = Qe S0 + Mqk W
+//   general:  X =     Ce S0 + Mck V + Mcp X,                  O = Qe S0 + Mqk V + Mqp X
+//   S1 = diag(e^{b_L}) S0 + Ke^T (V or W) + Pe^T X
+// where Qe, Ce carry the decay from the block's start and Ke, Pe the decay to its end. Rows that
+// read before the decay (q with read before, c of the general form) use b_{i-1} and meet j < i
+// only.
+//
+// Decays per channel: blocks of 16; E is applied by multiplying a running row by exp(log_decay),
+// and the sums run from one end of the block only, never as differences, so -inf gives an exact 0
+// and float32 keeps its relative precision. Scalar decays: sums in float64, differences masked by
+// the number of resets so far. A whole block's decay is kept as two floats (see Init::kDecay).
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "kernel/scan/problem.h"
+
+#if defined(HEED_SCAN_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEED_SCAN_BLOCK_INL_H_
+#undef HEED_SCAN_BLOCK_INL_H_
+#else
+#define HEED_SCAN_BLOCK_INL_H_
+#endif
+
+#include "kernel/scan/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::HWY_NAMESPACE {
+
+// Hands out 64-byte aligned pieces of one buffer; with base == nullptr it only counts.
+class Arena {
+ public:
+  explicit Arena(float* base) : base_(base) {}
+  float* take(int64_t floats) {
+    float* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += pad_to(floats, 16);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  float* base_;
+  int64_t used_ = 0;
+};
+
+struct Block {
+  // Sizes: `block` tokens at most, ldk and ldv row strides of key and value tiles, ldm of the
+  // pairwise matrices (transposed: row j, column i), lds of states (an odd number of cache lines).
+  int64_t block, dk, dv, ldk, ldv, ldm, lds;
+  bool channel, correct, general, before;
+
+  int64_t length = 0;  // tokens in the current block
+  int64_t weights_length = 0;
+  float *q, *k, *c, *p;            // rows [block + 4, ldk]; q holds scale q
+  float *qe, *ke, *ce, *pe;        // with decays (the same tiles where there are none)
+  float *log_decay, *hi, *lo, *a;  // per channel [block + 4, ldk]
+  float *from_start, *to_end;      // e^{b_i}, row i + 1 (row 0: 1); e^{b_L - b_j}
+  float *decay_hi, *decay_lo;      // e^{b_L} per row of the state
+  float* turned;                   // q or c transposed, [ldk, ldm]
+  float *weight_q, *weight_c;      // E with its mask, [block, ldm]
+  float *mqk, *mck, *mqp, *mcp;    // [block, ldm], transposed
+  float *v, *x, *w, *o;            // [block + 4, ldv]
+  float *beta, *own, *bonus;       // [block], [block], [ldk]
+  double* sums;                    // b_i
+  float* resets;                   // number of resets so far
+
+  static int64_t most(const ScanProblem& s) {
+    return std::min<int64_t>(s.chunk, s.decay == Decay::kChannel ? 16 : 32);
+  }
+
+  Block(const ScanProblem& s, int64_t width, Arena& arena) {
+    block = most(s);
+    dk = s.dk;
+    dv = width;
+    ldk = pad_to(dk, 16);
+    ldv = pad_to(dv, 16);
+    ldm = pad_to(block + 4, 16);
+    lds = ldv % 32 == 0 ? ldv + 16 : ldv;
+    channel = s.decay == Decay::kChannel;
+    correct = s.correction != Correction::kNone;
+    general = s.correction == Correction::kGeneral;
+    before = s.read_before();
+    const int64_t rows = block + 4, keys = rows * ldk, values = rows * ldv, pairs = block * ldm;
+    auto when = [&](bool used, int64_t floats) { return used ? arena.take(floats) : nullptr; };
+    const bool decays = s.decay != Decay::kNone;
+    q = arena.take(keys);
+    k = arena.take(keys);
+    c = when(correct, keys);
+    p = when(general, keys);
+    qe = decays ? arena.take(keys) : q;
+    ke = decays ? arena.take(keys) : k;
+    ce = decays ? when(correct, keys) : c;
+    pe = decays ? when(general, keys) : p;
+    log_decay = when(channel, keys);
+    hi = when(channel, keys);
+    lo = when(channel, keys);
+    a = when(channel, keys);
+    from_start = channel ? arena.take(keys) : arena.take(rows);
+    to_end = channel ? arena.take(keys) : arena.take(rows);
+    decay_hi = arena.take(ldk);
+    decay_lo = arena.take(ldk);
+    turned = arena.take(ldk * ldm);
+    weight_q = arena.take(pairs);
+    weight_c = when(correct, pairs);
+    mqk = arena.take(pairs + 16);
+    mck = when(correct, pairs + 16);
+    mqp = when(general, pairs + 16);
+    mcp = when(general, pairs + 16);
+    v = arena.take(values);
+    x = when(correct, values);
+    w = general || !correct ? (general ? x : v) : arena.take(values);
+    o = arena.take(values);
+    beta = arena.take(rows);
+    own = arena.take(rows);
+    bonus = arena.take(ldk);
+    sums = reinterpret_cast<double*>(arena.take(2 * rows));
+    resets = arena.take(rows);
+  }
+};
+
+// State rows to and from a tile with row stride lds.
+HWY_INLINE void load_state(const ScanTensor& s, int64_t n, int64_t h, ScanColumns columns,
+                           const Block& b, float* state) {
+  for (int64_t d = 0; d < b.dk; ++d) {
+    float* row = state + d * b.lds;
+    if (s) {
+      const float* from =
+          reinterpret_cast<const float*>(s.data) + n * s.b + h * s.t + d * s.h + columns.begin;
+      load_row(reinterpret_cast<const char*>(from), HEED_FLOAT32, b.dv, 1, row);
+    } else {
+      std::fill_n(row, b.ldv, 0.0f);
+    }
+  }
+}
+HWY_INLINE void store_state(const float* state, const Block& b, int64_t n, int64_t h,
+                            ScanColumns columns, const ScanTensor& s) {
+  if (!s) return;
+  for (int64_t d = 0; d < b.dk; ++d) {
+    float* to = reinterpret_cast<float*>(s.data) + n * s.b + h * s.t + d * s.h + columns.begin;
+    store_row(state + d * b.lds, b.dv, reinterpret_cast<char*>(to), HEED_FLOAT32);
+  }
+}
+
+HWY_INLINE int64_t dtype_bytes(int32_t dtype) { return dtype == HEED_FLOAT32 ? 4 : 2; }
+
+HWY_INLINE const char* token_row(const ScanTensor& x, int64_t b, int64_t t, int64_t h,
+                                 int64_t first = 0) {
+  return x.data + (b * x.b + t * x.t + h * x.h + first) * dtype_bytes(x.dtype);
+}
+HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t h) {
+  return reinterpret_cast<const float*>(x.data)[b * x.b + t * x.t + h * x.h];
+}
+
+// weight(j, i) = E(i, j) where a row that reads after (before) its decay meets column j, else 0.
+HWY_INLINE void pair_weights(const Block& b, int64_t l, bool before, bool strict, float* weight) {
+  const DF d;
+  for (int64_t j = 0; j < l; ++j) {
+    float* row = weight + j * b.ldm;
+    // A row that reads before its decay sees what the row above it sees after.
+    const int64_t shift = before ? 1 : 0;
+    for (int64_t i = 0; i < shift; ++i) row[i] = 0;
+    for (int64_t i = shift; i < l; ++i) {
+      row[i] = static_cast<float>(b.sums[i - shift] - b.sums[j]) -
+               (b.resets[i - shift] - b.resets[j]) * 1e30f;
+    }
+    for (int64_t i = l; i < b.ldm; ++i) row[i] = 0;
+    for (int64_t i = 0; i < b.ldm; i += kLanes) {
+      hn::StoreU(exp_of(hn::Min(hn::LoadU(d, row + i), hn::Zero(d))), d, row + i);
+    }
+    const int64_t first = j + (strict || before ? 1 : 0);
+    for (int64_t i = 0; i < first; ++i) row[i] = 0;
+  }
+}
+
+// Sums and factors of one decay per token (or none): fills sums, resets, from_start, to_end, decay.
+HWY_INLINE void scalar_factors(const ScanProblem& s, const Block& b, int64_t batch, int64_t t,
+                               int64_t h, int64_t l) {
+  double sum = 0;
+  float resets = 0;
+  b.from_start[0] = 1;
+  for (int64_t i = 0; i < l; ++i) {
+    const float log_decay =
+        s.decay == Decay::kNone ? 0.0f : token_scalar(s.log_decay, batch, t + i, h);
+    if (log_decay == -std::numeric_limits<float>::infinity()) {
+      resets += 1;
+    } else {
+      sum += log_decay;
+    }
+    b.sums[i] = sum;
+    b.resets[i] = resets;
+    b.from_start[i + 1] = resets > 0 ? 0.0f : static_cast<float>(std::exp(sum));
+  }
+  for (int64_t j = 0; j < l; ++j) {
+    b.to_end[j] = b.resets[j] < resets ? 0.0f : static_cast<float>(std::exp(sum - b.sums[j]));
+  }
+  const double total = resets > 0 ? 0.0 : std::exp(sum);
+  const float hi = static_cast<float>(total), lo = static_cast<float>(total - hi);
+  std::fill_n(b.decay_hi, b.ldk, hi);
+  std::fill_n(b.decay_lo, b.ldk, lo);
+}
+
+HWY_INLINE void scale_rows(const float* from, const float* factor, int64_t rows, int64_t ld,
+                           float* to) {
+  const DF d;
+  for (int64_t i = 0; i < rows; ++i) {
+    const VF f = hn::Set(d, factor[i]);
+    for (int64_t e = 0; e < ld; e += kLanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, from + i * ld + e), f), d, to + i * ld + e);
+    }
+  }
+}
+
+// Per channel: factors from the start and to the end of the block, and the tiles that carry them.
+HWY_INLINE void channel_factors(const Block& b, int64_t l) {
+  const DF d;
+  const int64_t ld = b.ldk;
+  const int64_t q_row = b.before ? 0 : ld, c_row = b.general ? 0 : ld;
+  for (int64_t e = 0; e < ld; e += kLanes) {
+    VF product = hn::Set(d, 1), sum = hn::Zero(d);
+    hn::StoreU(product, d, b.from_start + e);
+    for (int64_t i = 0; i < l; ++i) {
+      const int64_t at = i * ld + e;
+      const VF x = hn::LoadU(d, b.log_decay + at);
+      const TwoFloats factor = exp_two(x);
+      hn::StoreU(factor.hi, d, b.hi + at);
+      hn::StoreU(factor.lo, d, b.lo + at);
+      hn::StoreU(hn::Add(factor.hi, factor.lo), d, b.a + at);
+      product = hn::MulAdd(product, factor.hi, hn::Mul(product, factor.lo));
+      hn::StoreU(product, d, b.from_start + at + ld);
+      sum = hn::Add(sum, x);
+      hn::StoreU(hn::Mul(hn::LoadU(d, b.q + at), hn::LoadU(d, b.from_start + at + q_row)), d,
+                 b.qe + at);
+      if (b.correct) {
+        hn::StoreU(hn::Mul(hn::LoadU(d, b.c + at), hn::LoadU(d, b.from_start + at + c_row)), d,
+                   b.ce + at);
+      }
+    }
+    const TwoFloats total = exp_two(sum);
+    hn::StoreU(total.hi, d, b.decay_hi + e);
+    hn::StoreU(total.lo, d, b.decay_lo + e);
+    product = hn::Set(d, 1);
+    for (int64_t j = l - 1; j >= 0; --j) {
+      const int64_t at = j * ld + e;
+      hn::StoreU(product, d, b.to_end + at);
+      hn::StoreU(hn::Mul(hn::LoadU(d, b.k + at), product), d, b.ke + at);
+      if (b.general) hn::StoreU(hn::Mul(hn::LoadU(d, b.p + at), product), d, b.pe + at);
+      product =
+          hn::MulAdd(product, hn::LoadU(d, b.hi + at), hn::Mul(product, hn::LoadU(d, b.lo + at)));
+    }
+  }
+}
+
+// m(j, i) = sum_d row_id E(i,j)_d column_jd with a decay per channel. The column is multiplied by
+// one token's decay after the other, four rows at a time; `reaches` says which rows read before it.
+template <bool kTwo>
+HWY_INLINE void channel_pairs(const Block& b, int64_t l, const float* column, bool q_before,
+                              bool c_before, float* mq, float* mc) {
+  const DF d;
+  const int64_t ld = b.ldk;
+  float* running = b.turned;  // one row of scratch
+  for (int64_t j = 0; j < l; ++j) {
+    for (int64_t e = 0; e < ld; e += kLanes) {
+      hn::StoreU(hn::LoadU(d, column + j * ld + e), d, running + e);
+    }
+    for (int64_t i0 = j; i0 < l; i0 += 4) {
+      VF sq[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+      VF sc[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+      for (int64_t e = 0; e < ld; e += kLanes) {
+        VF y = hn::LoadU(d, running + e);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const int64_t at = (i0 + i) * ld + e;
+          const VF before = y;
+          if (i0 + i > j) y = hn::Mul(y, hn::LoadU(d, b.a + at));
+          sq[i] = hn::MulAdd(hn::LoadU(d, b.q + at), q_before ? before : y, sq[i]);
+          if (kTwo) sc[i] = hn::MulAdd(hn::LoadU(d, b.c + at), c_before ? before : y, sc[i]);
+        }
+        hn::StoreU(y, d, running + e);
+      }
+      store_sums(sq[0], sq[1], sq[2], sq[3], mq + j * b.ldm + i0);
+      if (kTwo) store_sums(sc[0], sc[1], sc[2], sc[3], mc + j * b.ldm + i0);
+    }
+    for (int64_t i = 0; i < j; ++i) {
+      mq[j * b.ldm + i] = 0;
+      if (kTwo) mc[j * b.ldm + i] = 0;
+    }
+    if (q_before) mq[j * b.ldm + j] = 0;
+    if (kTwo) mc[j * b.ldm + j] = 0;  // a correction reads what earlier tokens wrote
+  }
+}
+
+// m(j, i) = (column_j . row_i) weight(j, i), rows given transposed in b.turned.
+HWY_INLINE void scalar_pairs(const Block& b, int64_t l, const float* column, const float* weight,
+                             float* m) {
+  const DF d;
+  product(l, l, b.dk, {column, b.ldk, 1}, b.turned, b.ldm, m, b.ldm, Init::kZero);
+  const int64_t end = pad_to(l, kLanes);
+  for (int64_t j = 0; j < l; ++j) {
+    for (int64_t i = 0; i < end; i += kLanes) {
+      float* at = m + j * b.ldm + i;
+      hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::LoadU(d, weight + j * b.ldm + i)), d, at);
+    }
+  }
+}
+
+// Called once per (sequence, head), before its first block.
+HWY_INLINE void start_blocks(const ScanProblem& s, Block& b, int64_t batch, int64_t h) {
+  b.weights_length = 0;
+  if (s.bonus) {
+    load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, b.dk, 1, b.bonus);
+  }
+  if (s.decay == Decay::kChannel) {  // rows beyond the block are read, so let them be harmless
+    std::fill_n(b.a, (b.block + 4) * b.ldk, 0.0f);
+  }
+}
+
+// Loads tokens [t, t + l) and prepares everything that does not depend on the state.
+HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int64_t t, int64_t h,
+                              int64_t l, ScanColumns columns) {
+  const DF d;
+  b.length = l;
+  for (int64_t i = 0; i < l; ++i) {
+    const int64_t row = i * b.ldk;
+    load_row(token_row(s.q, batch, t + i, h), s.q.dtype, b.dk, s.scale, b.q + row);
+    load_row(token_row(s.k, batch, t + i, h), s.k.dtype, b.dk, 1, b.k + row);
+    load_row(token_row(s.v, batch, t + i, h, columns.begin), s.v.dtype, b.dv, 1, b.v + i * b.ldv);
+    if (b.general) {
+      load_row(token_row(s.p, batch, t + i, h), s.p.dtype, b.dk, 1, b.p + row);
+      load_row(token_row(s.r, batch, t + i, h), s.r.dtype, b.dk, 1, b.c + row);
+    } else if (b.correct) {
+      load_row(token_row(s.k, batch, t + i, h), s.k.dtype, b.dk, -1, b.c + row);
+      b.beta[i] = token_scalar(s.beta, batch, t + i, h);
+    }
+    if (b.channel) {
+      load_row(token_row(s.log_decay, batch, t + i, h), HEED_FLOAT32, b.dk, 1, b.log_decay + row);
+    }
+  }
+  if (b.channel) {
+    channel_factors(b, l);
+    if (b.correct) {
+      channel_pairs<true>(b, l, b.k, b.before, b.general, b.mqk, b.mck);
+      if (b.general) channel_pairs<true>(b, l, b.p, b.before, true, b.mqp, b.mcp);
+    } else {
+      channel_pairs<false>(b, l, b.k, b.before, false, b.mqk, nullptr);
+    }
+  } else {
+    // Without a decay per token the factors of a block depend on its length alone.
+    if (s.decay == Decay::kToken || b.weights_length != l) {
+      scalar_factors(s, b, batch, t, h, l);
+      pair_weights(b, l, b.before, false, b.weight_q);
+      if (b.correct) pair_weights(b, l, b.general, true, b.weight_c);
+      b.weights_length = l;
+    }
+    if (s.decay != Decay::kNone) {
+      scale_rows(b.q, b.from_start + (b.before ? 0 : 1), l, b.ldk, b.qe);
+      scale_rows(b.k, b.to_end, l, b.ldk, b.ke);
+      if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), l, b.ldk, b.ce);
+      if (b.general) scale_rows(b.p, b.to_end, l, b.ldk, b.pe);
+    }
+    transpose(l, b.dk, b.q, b.ldk, b.turned, b.ldm);
+    scalar_pairs(b, l, b.k, b.weight_q, b.mqk);
+    if (b.general) scalar_pairs(b, l, b.p, b.weight_q, b.mqp);
+    if (b.correct) {
+      transpose(l, b.dk, b.c, b.ldk, b.turned, b.ldm);
+      scalar_pairs(b, l, b.k, b.weight_c, b.mck);
+      if (b.general) scalar_pairs(b, l, b.p, b.weight_c, b.mcp);
+    }
+  }
+  if (s.bonus) {
+    for (int64_t i = 0; i < l; ++i) {
+      VF sum = hn::Zero(d);
+      for (int64_t e = 0; e < b.ldk; e += kLanes) {
+        const VF qk = hn::Mul(hn::LoadU(d, b.q + i * b.ldk + e), hn::LoadU(d, b.k + i * b.ldk + e));
+        sum = hn::MulAdd(qk, hn::LoadU(d, b.bonus + e), sum);
+      }
+      b.own[i] = hn::GetLane(hn::SumOfLanes(d, sum));
+    }
+  }
+}
+
+// X_i += sum_{j<i} m(j, i) W_j with W_j = beta_j X_j (delta) or X_j (general), in place.
+HWY_INLINE void solve(const Block& b) {
+  const DF d;
+  const float* m = b.general ? b.mcp : b.mck;
+  for (int64_t e = 0; e < b.ldv; e += kLanes) {
+    for (int64_t i = 0; i < b.length; ++i) {
+      VF even = hn::LoadU(d, b.x + i * b.ldv + e), odd = hn::Zero(d);
+      int64_t j = 0;
+      for (; j + 2 <= i; j += 2) {
+        even = hn::MulAdd(hn::Set(d, m[j * b.ldm + i]), hn::LoadU(d, b.w + j * b.ldv + e), even);
+        odd = hn::MulAdd(hn::Set(d, m[(j + 1) * b.ldm + i]),
+                         hn::LoadU(d, b.w + (j + 1) * b.ldv + e), odd);
+      }
+      if (j < i) {
+        even = hn::MulAdd(hn::Set(d, m[j * b.ldm + i]), hn::LoadU(d, b.w + j * b.ldv + e), even);
+      }
+      const VF sum = hn::Add(even, odd);
+      hn::StoreU(sum, d, b.x + i * b.ldv + e);
+      if (!b.general) hn::StoreU(hn::Mul(sum, hn::Set(d, b.beta[i])), d, b.w + i * b.ldv + e);
+    }
+  }
+}
+
+// The corrected values of a prepared block from the state at its start.
+HWY_INLINE void correct_values(const Block& b, const float* state) {
+  if (!b.correct) return;
+  const int64_t l = b.length;
+  if (!b.general) std::copy_n(b.v, l * b.ldv, b.x);
+  product(l, b.dv, b.dk, {b.ce, b.ldk, 1}, state, b.lds, b.x, b.ldv,
+          b.general ? Init::kZero : Init::kAdd);
+  if (b.general) {
+    product(l, b.dv, l, {b.mck, 1, b.ldm}, b.v, b.ldv, b.x, b.ldv, Init::kAdd, Shape::kLower);
+  }
+  solve(b);
+}
+
+// O from the state at the block's start and the corrected values.
+HWY_INLINE void read_block(const Block& b, const float* state, bool bonus) {
+  const DF d;
+  const int64_t l = b.length;
+  product(l, b.dv, b.dk, {b.qe, b.ldk, 1}, state, b.lds, b.o, b.ldv, Init::kZero);
+  product(l, b.dv, l, {b.mqk, 1, b.ldm}, b.general ? b.v : b.w, b.ldv, b.o, b.ldv, Init::kAdd,
+          Shape::kLower);
+  if (b.general) {
+    product(l, b.dv, l, {b.mqp, 1, b.ldm}, b.x, b.ldv, b.o, b.ldv, Init::kAdd, Shape::kLower);
+  }
+  if (bonus) {
+    for (int64_t i = 0; i < l; ++i) {
+      const VF own = hn::Set(d, b.own[i]);
+      for (int64_t e = 0; e < b.ldv; e += kLanes) {
+        float* at = b.o + i * b.ldv + e;
+        hn::StoreU(hn::MulAdd(own, hn::LoadU(d, b.v + i * b.ldv + e), hn::LoadU(d, at)), d, at);
+      }
+    }
+  }
+}
+
+// The state at the block's end, in place.
+HWY_INLINE void advance_state(const Block& b, bool decays, float* state) {
+  product(b.dk, b.dv, b.length, {b.ke, 1, b.ldk}, b.general ? b.v : b.w, b.ldv, state, b.lds,
+          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo);
+  if (b.general) {
+    product(b.dk, b.dv, b.length, {b.pe, 1, b.ldk}, b.x, b.ldv, state, b.lds, Init::kAdd);
+  }
+}
+
+}  // namespace heed::kernel::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // HEED_SCAN_BLOCK_INL_H_

@@ -1,0 +1,280 @@
+// Small dense matrix steps on float32 tiles, with Highway: products, transposes, loads and stores
+// of 16-bit tokens, and exp of non-positive numbers. Every tile has rows of a multiple of 16 floats
+// and readable padding, so that products run over whole vectors.
+#include <cstdint>
+#include <initializer_list>
+#include <type_traits>
+
+#if defined(HEED_SCAN_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEED_SCAN_SIMD_INL_H_
+#undef HEED_SCAN_SIMD_INL_H_
+#else
+#define HEED_SCAN_SIMD_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "heed/view.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using VF = hn::Vec<DF>;
+constexpr int64_t kLanes = hn::MaxLanes(DF());
+constexpr int kRows = kLanes >= 16 ? 8 : 4;  // rows of a product kept in registers
+
+HWY_INLINE int64_t pad_to(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// What a product starts from: nothing, C, or C with row m multiplied by hi[m] + lo[m] (a decay as a
+// sum of two floats: a rounded factor applied at every block would drift).
+enum class Init { kZero, kAdd, kDecay };
+
+// Which k matter for the rows [m, m + rows) of A: all, those up to the last row (A lower
+// triangular), or those from the first row on (upper triangular).
+enum class Shape { kFull, kLower, kUpper };
+
+struct Matrix {  // A(m, k) = data[m * row + k * col]
+  const float* data;
+  int64_t row, col;
+};
+
+template <int M, int N>
+HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a, int64_t row,
+                             int64_t col, const float* HWY_RESTRICT b, int64_t ldb,
+                             float* HWY_RESTRICT c, int64_t ldc, Init init, const float* hi,
+                             const float* lo) {
+  const DF d;
+  VF acc[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) acc[m][n] = hn::Zero(d);
+  }
+  for (int64_t k = k0; k < k1; ++k) {
+    VF right[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) right[n] = hn::LoadU(d, b + k * ldb + n * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const VF left = hn::Set(d, a[m * row + k * col]);
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) acc[m][n] = hn::MulAdd(left, right[n], acc[m][n]);
+    }
+  }
+  // C comes in last, so that a long sum is rounded once a product and not once a term.
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+      float* at = c + m * ldc + n * kLanes;
+      if (init == Init::kAdd) {
+        acc[m][n] = hn::Add(acc[m][n], hn::LoadU(d, at));
+      } else if (init == Init::kDecay) {
+        const VF old = hn::LoadU(d, at);
+        acc[m][n] = hn::MulAdd(old, hn::Set(d, lo[m]), acc[m][n]);
+        acc[m][n] = hn::MulAdd(old, hn::Set(d, hi[m]), acc[m][n]);
+      }
+      hn::StoreU(acc[m][n], d, at);
+    }
+  }
+}
+
+template <int N>
+HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, int64_t ldb, float* c,
+                              int64_t ldc, Init init, Shape shape, const float* hi,
+                              const float* lo) {
+  int64_t m0 = 0;
+  auto tile = [&](auto rows) HWY_ATTR {
+    constexpr int kTile = decltype(rows)::value;
+    const int64_t k0 = shape == Shape::kUpper ? m0 : 0;
+    const int64_t k1 = shape == Shape::kLower && m0 + kTile < k ? m0 + kTile : k;
+    product_tile<kTile, N>(k0, k1, a.data + m0 * a.row, a.row, a.col, b, ldb, c + m0 * ldc, ldc,
+                           init, hi + m0, lo + m0);
+    m0 += kTile;
+  };
+  while (m0 + kRows <= m) tile(std::integral_constant<int, kRows>());
+  if (kRows > 4 && m0 + 4 <= m) tile(std::integral_constant<int, 4>());
+  while (m0 < m) tile(std::integral_constant<int, 1>());
+}
+
+// C (m x n) = init + A (m x k) B (k x n); n is rounded up to whole vectors.
+HWY_INLINE void product(int64_t m, int64_t n, int64_t k, Matrix a, const float* b, int64_t ldb,
+                        float* c, int64_t ldc, Init init, Shape shape = Shape::kFull,
+                        const float* hi = nullptr, const float* lo = nullptr) {
+  int64_t n0 = 0;
+  for (; n0 + kLanes < n; n0 += 2 * kLanes) {
+    product_panel<2>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo);
+  }
+  if (n0 < n) product_panel<1>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo);
+}
+
+// to[n][m] = from[m][n]; both sizes are rounded up to multiples of 4.
+HWY_INLINE void transpose(int64_t m, int64_t n, const float* HWY_RESTRICT from, int64_t ld_from,
+                          float* HWY_RESTRICT to, int64_t ld_to) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) to[j * ld_to + i] = from[i * ld_from + j];
+  }
+#else
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<double, decltype(d)> dd;
+  for (int64_t i = 0; i < m; i += 4) {
+    for (int64_t j = 0; j < n; j += 4) {
+      const float* in = from + i * ld_from + j;
+      const auto r0 = hn::LoadU(d, in), r1 = hn::LoadU(d, in + ld_from);
+      const auto r2 = hn::LoadU(d, in + 2 * ld_from), r3 = hn::LoadU(d, in + 3 * ld_from);
+      const auto a0 = hn::BitCast(dd, hn::InterleaveLower(d, r0, r1));
+      const auto a1 = hn::BitCast(dd, hn::InterleaveLower(d, r2, r3));
+      const auto a2 = hn::BitCast(dd, hn::InterleaveUpper(d, r0, r1));
+      const auto a3 = hn::BitCast(dd, hn::InterleaveUpper(d, r2, r3));
+      float* out = to + j * ld_to + i;
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, a0, a1)), d, out);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, a0, a1)), d, out + ld_to);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, a2, a3)), d, out + 2 * ld_to);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, a2, a3)), d, out + 3 * ld_to);
+    }
+  }
+#endif
+}
+
+// exp(x) = hi + lo for x <= 0, with hi a power of two (exact) and lo rounded once; 0 below -87.
+struct TwoFloats {
+  VF hi, lo;
+};
+HWY_INLINE TwoFloats exp_two(VF x) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  const VF n = hn::Round(hn::Mul(hn::Max(x, hn::Set(d, -88.0f)), hn::Set(d, 1.44269504f)));
+  VF r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);
+  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), r);
+  VF y = hn::Set(d, 1.9875691500e-4f);  // exp(r) - 1 - r - r^2/2 ... (Cephes expf)
+  y = hn::MulAdd(y, r, hn::Set(d, 1.3981999507e-3f));
+  y = hn::MulAdd(y, r, hn::Set(d, 8.3334519073e-3f));
+  y = hn::MulAdd(y, r, hn::Set(d, 4.1665795894e-2f));
+  y = hn::MulAdd(y, r, hn::Set(d, 1.6666665459e-1f));
+  y = hn::MulAdd(y, r, hn::Set(d, 5.0000001201e-1f));
+  y = hn::MulAdd(hn::Mul(r, r), y, r);
+  const auto small = hn::Lt(x, hn::Set(d, -87.0f));
+  const auto bits = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
+  const VF hi = hn::IfThenZeroElse(small, hn::BitCast(d, bits));
+  return {hi, hn::IfThenZeroElse(small, hn::Mul(hi, y))};
+}
+HWY_INLINE VF exp_of(VF x) {
+  const TwoFloats e = exp_two(x);
+  return hn::Add(e.hi, e.lo);
+}
+
+// One row of `n` values of `dtype` times `scale` into floats, zeros up to a multiple of 16.
+HWY_INLINE void load_row(const char* data, int32_t dtype, int64_t n, float scale,
+                         float* HWY_RESTRICT to) {
+  const DF d;
+  const VF factor = hn::Set(d, scale);
+  int64_t i = 0;
+  if (dtype == HEED_FLOAT32) {
+    const float* from = reinterpret_cast<const float*>(data);
+    for (; i + kLanes <= n; i += kLanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, from + i), factor), d, to + i);
+    }
+    for (; i < n; ++i) to[i] = from[i] * scale;
+  } else {
+    const hn::Rebind<uint16_t, DF> du16;
+    const hn::RebindToUnsigned<DF> du;
+    const hn::Rebind<hwy::float16_t, DF> dh;
+    const uint16_t* from = reinterpret_cast<const uint16_t*>(data);
+    auto widen = [&](const uint16_t* at) HWY_ATTR {
+      const auto bits = hn::LoadU(du16, at);
+      if (dtype == HEED_FLOAT16) return hn::PromoteTo(d, hn::BitCast(dh, bits));
+      return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+    };
+    for (; i + kLanes <= n; i += kLanes) {
+      hn::StoreU(hn::Mul(widen(from + i), factor), d, to + i);
+    }
+    if (i < n) {
+      HWY_ALIGN uint16_t rest[kLanes] = {};
+      for (int64_t j = i; j < n; ++j) rest[j - i] = from[j];
+      hn::StoreU(hn::Mul(widen(rest), factor), d, to + i);
+      i = i + kLanes;
+    }
+  }
+  for (const int64_t end = pad_to(n, 16); i < end; ++i) to[i] = 0;
+}
+
+// The first `n` floats of a row as `dtype`, to the nearest, ties to even.
+HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t n, char* data, int32_t dtype) {
+  const DF d;
+  int64_t i = 0;
+  if (dtype == HEED_FLOAT32) {
+    float* to = reinterpret_cast<float*>(data);
+    for (; i + kLanes <= n; i += kLanes) hn::StoreU(hn::LoadU(d, from + i), d, to + i);
+    for (; i < n; ++i) to[i] = from[i];
+    return;
+  }
+  const hn::Rebind<uint16_t, DF> du16;
+  const hn::RebindToUnsigned<DF> du;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  uint16_t* to = reinterpret_cast<uint16_t*>(data);
+  auto narrow = [&](VF x) HWY_ATTR {
+    if (dtype == HEED_FLOAT16) return hn::BitCast(du16, hn::DemoteTo(dh, x));
+    const auto bits = hn::BitCast(du, x);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
+    const auto nan = hn::RebindMask(du, hn::Ne(x, x));
+    const auto safe = hn::IfThenElse(nan, hn::Set(du, 0x7fc0), rounded);
+    return hn::DemoteTo(du16, hn::BitCast(hn::RebindToSigned<DF>(), safe));
+  };
+  for (; i + kLanes <= n; i += kLanes) hn::StoreU(narrow(hn::LoadU(d, from + i)), du16, to + i);
+  if (i < n) {
+    HWY_ALIGN uint16_t rest[kLanes];
+    hn::StoreU(narrow(hn::LoadU(d, from + i)), du16, rest);
+    for (int64_t j = 0; i < n; ++i, ++j) to[i] = rest[j];
+  }
+}
+
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to) {
+  int i = 0;
+  for (const VF x : {a, b, c, e}) to[i++] = hn::GetLane(x);
+}
+#else
+// The sum of the 128-bit parts of a vector.
+template <class D>
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4> > fold_to_four(D d, hn::Vec<D> x) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return x;
+  } else {
+    const hn::Half<D> half;
+    return fold_to_four(half, hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
+  }
+}
+
+// The sums of four vectors, as four floats to `to`.
+HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to) {
+  const DF d;
+  const hn::Repartition<double, DF> dd;
+  const auto ab =
+      hn::BitCast(dd, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
+  const auto ce =
+      hn::BitCast(dd, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
+  const VF sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)),
+                          hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)));
+  const hn::FixedTag<float, 4> d4;
+  hn::StoreU(fold_to_four(d, sums), d4, to);
+}
+#endif
+
+HWY_INLINE float row_dot(const float* a, const float* b, int64_t n) {  // over whole vectors
+  const DF d;
+  VF sum = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    sum = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+}  // namespace heed::kernel::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // HEED_SCAN_SIMD_INL_H_

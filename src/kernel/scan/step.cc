@@ -1,0 +1,169 @@
+// scan_step: one token, the state updated in place. The state is read and written once from memory:
+// the corrected forms go over a block of 64 columns twice while it is in the cache.
+#include "kernel/scan/problem.h"
+#include "kernel/scan/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernel/scan/step.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "kernel/scan/block-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::HWY_NAMESPACE {
+
+constexpr int64_t kStepColumns = 64;
+
+// The rows of one token, in floats; two-float decays keep many steps from drifting.
+struct StepRows {
+  float *q, *k, *c, *p, *hi, *lo, *log_decay, *bonus;
+  int64_t ldk;
+
+  StepRows(int64_t dk, Arena& arena) : ldk(pad_to(dk, 16)) {
+    for (float** row : {&q, &k, &c, &p, &hi, &lo, &log_decay, &bonus}) *row = arena.take(ldk);
+  }
+};
+
+int64_t step_scratch(const ScanProblem& s) {
+  Arena arena(nullptr);
+  StepRows rows(s.dk, arena);
+  return arena.used();
+}
+
+void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, float* scratch) {
+  const DF d;
+  Arena arena(scratch);
+  const StepRows x(s.dk, arena);
+  const bool general = s.correction == Correction::kGeneral;
+  const bool delta = s.correction == Correction::kDelta;
+  load_row(token_row(s.q, n, 0, h), s.q.dtype, s.dk, s.scale, x.q);
+  load_row(token_row(s.k, n, 0, h), s.k.dtype, s.dk, 1, x.k);
+  if (general) {
+    load_row(token_row(s.p, n, 0, h), s.p.dtype, s.dk, 1, x.p);
+    load_row(token_row(s.r, n, 0, h), s.r.dtype, s.dk, 1, x.c);
+  }
+  if (s.decay == Decay::kChannel) {
+    load_row(token_row(s.log_decay, n, 0, h), HEED_FLOAT32, s.dk, 1, x.log_decay);
+  } else {
+    const float value = s.decay == Decay::kNone ? 0.0f : token_scalar(s.log_decay, n, 0, h);
+    std::fill_n(x.log_decay, x.ldk, value);
+  }
+  for (int64_t i = 0; i < x.ldk; i += kLanes) {
+    const TwoFloats a = exp_two(hn::LoadU(d, x.log_decay + i));
+    hn::StoreU(a.hi, d, x.hi + i);
+    hn::StoreU(a.lo, d, x.lo + i);
+    if (delta) {  // the correction reads after the decay
+      hn::StoreU(hn::Mul(hn::Add(a.hi, a.lo), hn::LoadU(d, x.k + i)), d, x.c + i);
+    }
+  }
+  float own = 0;
+  if (s.bonus) {
+    load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, s.dk, 1, x.bonus);
+    for (int64_t i = 0; i < s.dk; ++i) own += x.q[i] * x.bonus[i] * x.k[i];
+  }
+  const float beta = delta ? token_scalar(s.beta, n, 0, h) : 1.0f;
+  const ScanTensor &from = s.initial_state, &to = s.final_state;
+
+  HWY_ALIGN float value[kStepColumns], write[kStepColumns], read[kStepColumns], out[kStepColumns];
+  HWY_ALIGN float row[kStepColumns];
+  for (int64_t first = columns.begin; first < columns.begin + columns.width;
+       first += kStepColumns) {
+    const int64_t width = std::min(kStepColumns, columns.begin + columns.width - first);
+    const int64_t whole = pad_to(width, kLanes);
+    const bool direct = width % kLanes == 0;  // no copy through `row` for the last columns
+    const float* in =
+        from ? reinterpret_cast<const float*>(from.data) + n * from.b + h * from.t + first
+             : nullptr;
+    float* result = to ? reinterpret_cast<float*>(to.data) + n * to.b + h * to.t + first : nullptr;
+    auto state_row = [&](int64_t i) HWY_ATTR -> const float* {
+      if (in == nullptr) {
+        std::fill_n(row, whole, 0.0f);
+        return row;
+      }
+      if (direct) return in + i * from.h;
+      load_row(reinterpret_cast<const char*>(in + i * from.h), HEED_FLOAT32, width, 1, row);
+      return row;
+    };
+    load_row(token_row(s.v, n, 0, h, first), s.v.dtype, width, 1, value);
+    std::fill_n(read, kStepColumns, 0.0f);
+    if (general || delta) {
+      for (int64_t i = 0; i < s.dk; ++i) {
+        const float* at = state_row(i);
+        const VF c = hn::Set(d, x.c[i]);
+        for (int64_t e = 0; e < whole; e += kLanes) {
+          hn::Store(hn::MulAdd(c, hn::LoadU(d, at + e), hn::Load(d, read + e)), d, read + e);
+        }
+      }
+    }
+    for (int64_t e = 0; e < whole; ++e) {
+      write[e] = delta ? beta * (value[e] - read[e]) : value[e];
+      out[e] = own * value[e];
+    }
+    for (int64_t i = 0; i < s.dk; ++i) {
+      const float* at = state_row(i);
+      const VF q = hn::Set(d, x.q[i]), k = hn::Set(d, x.k[i]), p = hn::Set(d, x.p[i]);
+      const VF hi = hn::Set(d, x.hi[i]), lo = hn::Set(d, x.lo[i]);
+      for (int64_t e = 0; e < whole; e += kLanes) {
+        const VF old = hn::LoadU(d, at + e);
+        VF now = hn::MulAdd(old, hi, hn::Mul(old, lo));
+        if (general) now = hn::MulAdd(p, hn::Load(d, read + e), now);
+        now = hn::MulAdd(k, hn::Load(d, write + e), now);
+        const VF seen = s.read_before() ? old : now;
+        hn::Store(hn::MulAdd(q, seen, hn::Load(d, out + e)), d, out + e);
+        if (direct && result != nullptr) {
+          hn::StoreU(now, d, result + i * to.h + e);
+        } else {
+          hn::Store(now, d, row + e);
+        }
+      }
+      if (!direct && result != nullptr) {
+        store_row(row, width, reinterpret_cast<char*>(result + i * to.h), HEED_FLOAT32);
+      }
+    }
+    store_row(out, width, const_cast<char*>(token_row(s.out, n, 0, h, first)), s.out.dtype);
+  }
+}
+
+}  // namespace heed::kernel::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <hwy/aligned_allocator.h>
+
+namespace heed::kernel {
+
+HWY_EXPORT(step_scratch);
+HWY_EXPORT(step_task);
+
+heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
+  ScanProblem s;
+  const heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
+  if (status != HEED_OK) return status;
+  if (s.time != 1 || s.cu_seqlens != nullptr) {
+    return scan_fail(HEED_INVALID_ARGUMENT,
+                     "scan: a step takes T = 1 and no cu_seqlens, not T = %lld",
+                     static_cast<long long>(s.time));
+  }
+  const int32_t threads = scan_threads(parallel);
+  const int64_t pairs = s.sequences * s.heads;
+  if (pairs == 0) return HEED_OK;
+  const int64_t blocks = scan_column_blocks(pairs, s.dv, threads);
+  const int64_t floats = HWY_DYNAMIC_DISPATCH(step_scratch)(s);
+  auto scratch = hwy::AllocateAligned<float>(floats * threads);
+  if (scratch == nullptr) {
+    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
+                     static_cast<long long>(floats * threads * 4));
+  }
+  std::fill_n(scratch.get(), floats * threads, 0.0f);
+  const auto task = HWY_DYNAMIC_DISPATCH(step_task);
+  scan_run(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
+    const int64_t pair = i / blocks;
+    task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
+         scratch.get() + worker * floats);
+  });
+  return HEED_OK;
+}
+
+}  // namespace heed::kernel
+#endif  // HWY_ONCE
