@@ -72,7 +72,7 @@ struct AttendTable {
   int32_t group = 1;       // G, query heads a KV head
   int32_t head_dim = 0;    // D, 1 .. 256 (sizes that are no multiple of a vector are padded inside)
   int32_t value_dim = 0;   // Dv, 1 .. 256
-  int32_t q_dtype = HEED_FLOAT32;   // q and out: float32 or bfloat16
+  int32_t q_dtype = HEED_FLOAT32;   // q and out: float32, bfloat16 or float16
   int32_t kv_dtype = HEED_FLOAT32;  // k and v: float32, bfloat16 or float16
   Weight weight = Weight::kSoftmax;
   float scale = 1;
@@ -105,7 +105,9 @@ heed_status attend_backward(const AttendTable& table, const AttendGradJob* grads
                             const heed_parallel* parallel);
 
 // The same results in double precision with plain loops: what the tests compare with, and the code to
-// read first. Inputs and outputs have the dtypes of the table.
+// read first. Inputs and outputs have the dtypes of the table; float64 is allowed here too. The backward
+// pass computes out and lse again.
 heed_status attend_reference(const AttendTable& table);
+heed_status attend_backward_reference(const AttendTable& table, const AttendGradJob* grads);
 
 }  // namespace heed::kernel

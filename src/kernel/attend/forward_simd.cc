@@ -1,0 +1,380 @@
+// The forward pass of one item (rows of one unit, a range of its keys), for every instruction set.
+// Groups of six rows go through S = Q K^T, the hooks, the online softmax and O += P V while their
+// logits sit in the first-level cache. Many rows: tiles of keys are packed transposed, values
+// copied, both shared by all rows. Few rows (decoding): keys and values are read in place, once.
+#include "kernel/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernel/attend/forward_simd.cc"
+#include "hwy/foreach_target.h"
+//
+#include "hwy/highway.h"
+#include "kernel/attend/forward.h"
+#include "kernel/attend/logits-inl.h"
+#include "kernel/attend/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::attend {
+namespace HWY_NAMESPACE {
+#if HEED_VECTOR_TARGET
+
+// Sums of q.k for R rows and four keys at a time, in place. `vectors` of D; a row of S is kTile
+// long.
+template <int R, class T>
+HWY_NOINLINE void dots(const float* q, ptrdiff_t q_row, const T* k, ptrdiff_t k_stride, int count,
+                       int vectors, float* s) {
+  const Tag d;
+  const hn::Repartition<uint64_t, Tag> d64;
+  for (int j = 0; j < count; j += 4) {
+    const T* key[4];
+    for (int i = 0; i < 4; ++i) key[i] = k + std::min(j + i, count - 1) * k_stride;
+    Vec acc[R][4];
+    HWY_UNROLL(8)
+    for (int r = 0; r < R; ++r) {
+      HWY_UNROLL(8)
+      for (int i = 0; i < 4; ++i) acc[r][i] = hn::Zero(d);
+    }
+    for (int x = 0; x < vectors; ++x) {
+      Vec row[4];
+      HWY_UNROLL(8)
+      for (int i = 0; i < 4; ++i) row[i] = load(key[i] + x * kLanes);
+      HWY_UNROLL(8)
+      for (int r = 0; r < R; ++r) {
+        const Vec a = hn::LoadU(d, q + r * q_row + x * kLanes);
+        HWY_UNROLL(8)
+        for (int i = 0; i < 4; ++i) acc[r][i] = hn::MulAdd(a, row[i], acc[r][i]);
+      }
+    }
+    HWY_UNROLL(8)
+    for (int r = 0; r < R; ++r) {
+      // Sums across lanes for four keys at once: first inside blocks of 128 bits, then over blocks.
+      const Vec ab = hn::Add(hn::InterleaveLower(d, acc[r][0], acc[r][1]),
+                             hn::InterleaveUpper(d, acc[r][0], acc[r][1]));
+      const Vec ef = hn::Add(hn::InterleaveLower(d, acc[r][2], acc[r][3]),
+                             hn::InterleaveUpper(d, acc[r][2], acc[r][3]));
+      const auto ab64 = hn::BitCast(d64, ab), ef64 = hn::BitCast(d64, ef);
+      const Vec sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ef64)),
+                               hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ef64)));
+      float* out = s + r * kTile + j;
+      const hn::FixedTag<float, 4> d4;
+      const auto four = sum_blocks(d, sums);
+      if (j + 4 <= count) {
+        hn::StoreU(four, d4, out);
+      } else {
+        HWY_ALIGN float tail[4];
+        hn::Store(four, d4, tail);
+        for (int i = 0; j + i < count; ++i) out[i] = tail[i];
+      }
+    }
+  }
+}
+
+template <class T>
+HWY_INLINE void dots_rows(int rows, const float* q, ptrdiff_t q_row, const T* k, ptrdiff_t k_stride,
+                          int count, int vectors, float* s) {
+  constexpr int kMost = kColumns == 4 ? 4 : 2;  // 4 R accumulators
+  while (rows > 0) {
+    const int take = rows <= kMost ? rows : (rows == kMost + 1 ? kMost - kMost / 3 : kMost);
+    if constexpr (kMost == 4) {
+      if (take == 4) dots<4>(q, q_row, k, k_stride, count, vectors, s);
+      if (take == 3) dots<3>(q, q_row, k, k_stride, count, vectors, s);
+    }
+    if (take == 2) dots<2>(q, q_row, k, k_stride, count, vectors, s);
+    if (take == 1) dots<1>(q, q_row, k, k_stride, count, vectors, s);
+    rows -= take;
+    q += take * q_row;
+    s += take * kTile;
+  }
+}
+
+// Logits to weights, in place, in [from, to); what O of each row must be multiplied by.
+HWY_NOINLINE void weigh(const AttendTable& table, const AttendJob& job, int rows, int from, int to,
+                        float* s, SoftmaxPart<float>* parts, float* factor) {
+  const Tag d;
+  if (table.weight == Weight::kSigmoid) {
+    const Vec b = hn::Set(d, job.sigmoid_bias * kLog2E);
+    for (int r = 0; r < rows; ++r) {
+      factor[r] = 1;
+      for (int j = from; j < to; j += kLanes) {
+        float* x = s + r * kTile + j;
+        hn::StoreU(sigmoid_vec(hn::LoadU(d, x), b), d, x);
+      }
+    }
+    return;
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* row = s + r * kTile;
+    Vec max = hn::LoadU(d, row + from);
+    for (int j = from + kLanes; j < to; j += kLanes) max = hn::Max(max, hn::LoadU(d, row + j));
+    SoftmaxPart<float> tile{hn::GetLane(hn::MaxOfLanes(d, max)), 0};
+    const float both = std::max(parts[r].max, tile.max);
+    const Vec base = hn::Set(d, both == kHidden ? 0.0f : both);
+    Vec sum = hn::Zero(d);
+    for (int j = from; j < to; j += kLanes) {
+      const Vec p = exp2_vec(hn::Sub(hn::LoadU(d, row + j), base));
+      sum = hn::Add(sum, p);
+      hn::StoreU(p, d, row + j);
+    }
+    tile.sum = hn::GetLane(hn::SumOfLanes(d, sum));
+    factor[r] = 1;
+    if (both != parts[r].max) factor[r] = SoftmaxPart<float>::weight(parts[r].max, both);
+    parts[r] = {both, parts[r].sum * factor[r] + tile.sum};
+  }
+}
+
+// O += P V where V may hold NaN or infinity in rows that some row of P hides: skips what is hidden.
+HWY_NOINLINE void add_values_checked(int rows, int from, int to, const float* p, const float* v,
+                                     ptrdiff_t value_pad, float* o, const float* factor) {
+  for (int r = 0; r < rows; ++r) {
+    float* out = o + r * value_pad;
+    for (ptrdiff_t i = 0; i < value_pad; ++i) out[i] *= factor[r];
+    for (int j = from; j < to; ++j) {
+      const float x = p[r * kTile + j];
+      if (x == 0) continue;
+      for (ptrdiff_t i = 0; i < value_pad; ++i) out[i] += x * v[j * value_pad + i];
+    }
+  }
+}
+
+template <class T>
+struct Forward {
+  const AttendTable& table;
+  const AttendJob& job;
+  const ForwardUnit& unit;
+  const ForwardScratch& scratch;
+  int rows;
+  ptrdiff_t key_pad, value_pad;
+  bool direct, in_place, bias;
+  int64_t base;  // position of the first query
+
+  Forward(const AttendTable& table, const ForwardUnit& unit, const ForwardScratch& scratch)
+      : table(table), job(table.jobs[unit.job]), unit(unit), scratch(scratch) {
+    rows = static_cast<int>((unit.n1 - unit.n0) * table.group);
+    key_pad = pad16(table.head_dim);
+    value_pad = pad16(table.value_dim);
+    direct = rows <= kDirectRows;
+    in_place = table.head_dim % kLanes == 0 && table.value_dim % kLanes == 0;
+    bias = has_bias(job);
+    base = job.q_position + unit.n0;
+  }
+
+  static const T* key_row(const TileRun& run, int j) {
+    return static_cast<const T*>(run.segment->k) + (run.key + j) * run.segment->k_stride;
+  }
+  static const T* value_row(const TileRun& run, int j) {
+    return static_cast<const T*>(run.segment->v) + (run.key + j) * run.segment->v_stride;
+  }
+
+  template <class TQ>
+  HWY_INLINE void pack_queries() {
+    const float factor = query_factor(table);
+    for (int r = 0; r < rows; ++r) {
+      const TQ* q = static_cast<const TQ*>(job.q) + (unit.n0 + r / table.group) * job.q_stride +
+                    (r % table.group) * job.q_head_stride;
+      if (direct) {
+        float* out = scratch.q + r * key_pad;
+        for (int i = 0; i < table.head_dim; ++i) out[i] = factor * to_float(q[i]);
+        for (ptrdiff_t i = table.head_dim; i < key_pad; ++i) out[i] = 0;
+      } else {
+        float* out = scratch.q + (r / kGroup) * kGroup * key_pad + r % kGroup;
+        for (int i = 0; i < table.head_dim; ++i) out[i * kGroup] = factor * to_float(q[i]);
+      }
+    }
+  }
+
+  void start() {
+    switch (table.q_dtype) {
+      case HEED_BFLOAT16:
+        pack_queries<hwy::bfloat16_t>();
+        break;
+      case HEED_FLOAT16:
+        pack_queries<hwy::float16_t>();
+        break;
+      default:
+        pack_queries<float>();
+    }
+    std::fill(scratch.parts, scratch.parts + rows, SoftmaxPart<float>{});
+    std::fill(scratch.o, scratch.o + rows * value_pad, 0.0f);
+  }
+
+  // Keys as panels of columns [tile / kPanel][D][kPanel].
+  void pack_keys(const Tile& tile) {
+    const T* key[kTile];
+    for (int i = 0; i < tile.runs; ++i) {
+      for (int j = 0; j < tile.run[i].count; ++j)
+        key[tile.run[i].first + j] = key_row(tile.run[i], j);
+    }
+    const int last = tile.n - 1;
+    for (int j = 0; j < tile.n; j += 4) {
+      float* out =
+          scratch.k + static_cast<ptrdiff_t>(j / kPanel) * kPanel * table.head_dim + j % kPanel;
+      transpose_four(key[j], key[std::min(j + 1, last)], key[std::min(j + 2, last)],
+                     key[std::min(j + 3, last)], table.head_dim, out);
+    }
+    // Columns behind the last key, up to a vector: their logits are hidden, but must be defined.
+    for (int j = (tile.n + 3) / 4 * 4; j % kLanes != 0; ++j) {
+      float* out =
+          scratch.k + static_cast<ptrdiff_t>(j / kPanel) * kPanel * table.head_dim + j % kPanel;
+      for (int i = 0; i < table.head_dim; ++i) out[i * kPanel] = 0;
+    }
+  }
+
+  // Values as float32 rows. False if one of them is not finite.
+  bool copy_values(const Tile& tile) {
+    Vec finite = hn::Zero(Tag());
+    for (int i = 0; i < tile.runs; ++i) {
+      for (int j = 0; j < tile.run[i].count; ++j) {
+        finite = copy_row(value_row(tile.run[i], j), table.value_dim,
+                          scratch.v + (tile.run[i].first + j) * value_pad, finite);
+      }
+    }
+    return all_finite(finite);
+  }
+
+  void copy_keys(const Tile& tile) {
+    Vec finite = hn::Zero(Tag());
+    for (int i = 0; i < tile.runs; ++i) {
+      for (int j = 0; j < tile.run[i].count; ++j) {
+        finite = copy_row(key_row(tile.run[i], j), table.head_dim,
+                          scratch.k + (tile.run[i].first + j) * key_pad, finite);
+      }
+    }
+  }
+
+  void logits_in_place(const Tile& tile, const TileView& view, const RowGroup& group, int r0) {
+    for (int i = 0; i < tile.runs; ++i) {
+      const int a = std::max(tile.run[i].first, view.begin);
+      const int b = std::min(tile.run[i].first + tile.run[i].count, view.end);
+      if (a >= b) continue;
+      dots_rows(group.rows, scratch.q + r0 * key_pad, key_pad,
+                key_row(tile.run[i], a - tile.run[i].first), tile.run[i].segment->k_stride, b - a,
+                table.head_dim / kLanes, scratch.s + a);
+    }
+  }
+
+  void values_in_place(const Tile& tile, const TileView& view, const RowGroup& group, int r0,
+                       const float* factor) {
+    static constexpr float kOne[kGroup] = {1, 1, 1, 1, 1, 1};
+    for (int i = 0; i < tile.runs; ++i) {
+      const int a = std::max(tile.run[i].first, view.begin);
+      const int b = std::min(tile.run[i].first + tile.run[i].count, view.end);
+      if (a >= b) continue;
+      multiply<kTile, Into::kScale>(
+          group.rows, scratch.s + a, 1, value_row(tile.run[i], a - tile.run[i].first),
+          tile.run[i].segment->v_stride, kPanel, b - a, scratch.o + r0 * value_pad, value_pad,
+          table.value_dim / kLanes, factor);
+      factor = kOne;
+    }
+  }
+
+  void tile_step(const Tile& tile) {
+    const bool whole = fully_visible(job, tile, base, job.q_position + unit.n1 - 1);
+    if (!whole || job.slopes) tile_positions(tile, base, scratch.index, scratch.position);
+    if (bias) tile_bias(tile, table.group, scratch.bias);
+    const bool read_in_place = direct && in_place;
+    bool finite = true;
+    if (!direct) {
+      pack_keys(tile);
+      finite = copy_values(tile);
+    } else if (!in_place) {
+      copy_keys(tile);
+      finite = copy_values(tile);
+    } else if (!whole || bias) {
+      finite = copy_values(tile);
+    }
+    for (int r0 = 0; r0 < rows; r0 += kGroup) {
+      const RowGroup group = row_group(r0, std::min(kGroup, rows - r0), table.group);
+      const TileView view =
+          whole ? TileView{0, tile.n, false}
+                : tile_view(job, tile, scratch.index, base, base + group.position[0],
+                            base + group.position[group.rows - 1]);
+      if (view.begin >= view.end) continue;
+      const int from = (direct ? view.begin / kLanes * kLanes : view.begin / kPanel * kPanel);
+      const int to = (view.end + kLanes - 1) / kLanes * kLanes;
+      if (read_in_place) {
+        for (int r = 0; r < group.rows; ++r) {  // lanes that no key is written to
+          hn::StoreU(hn::Zero(Tag()), Tag(), scratch.s + r * kTile + from);
+          hn::StoreU(hn::Zero(Tag()), Tag(), scratch.s + r * kTile + to - kLanes);
+        }
+        logits_in_place(tile, view, group, r0);
+      } else if (direct) {
+        dots_rows(group.rows, scratch.q + r0 * key_pad, key_pad, scratch.k + from * key_pad,
+                  key_pad, view.end - from, static_cast<int>(key_pad / kLanes), scratch.s + from);
+      } else {
+        multiply<1, Into::kSet>(group.rows, scratch.q + r0 * key_pad, kGroup,
+                                scratch.k + static_cast<ptrdiff_t>(from) * table.head_dim, kPanel,
+                                static_cast<ptrdiff_t>(kPanel) * table.head_dim, table.head_dim,
+                                scratch.s + from, kTile, (to - from) / kLanes, nullptr);
+      }
+      finish_logits(table, job, group, base, bias ? scratch.bias : nullptr, scratch.position,
+                    scratch.index, view.masked, from, to, view.end, scratch.s, nullptr);
+      float factor[kGroup];
+      weigh(table, job, group.rows, from, to, scratch.s, scratch.parts + r0, factor);
+      float* o = scratch.o + r0 * value_pad;
+      if (!finite && (view.masked || bias)) {
+        add_values_checked(group.rows, from, view.end, scratch.s, scratch.v, value_pad, o, factor);
+      } else if (read_in_place) {
+        values_in_place(tile, view, group, r0, factor);
+      } else {
+        const int vectors = static_cast<int>((table.value_dim + kLanes - 1) / kLanes);
+        multiply<kTile, Into::kScale>(group.rows, scratch.s + from, 1, scratch.v + from * value_pad,
+                                      value_pad, kPanel, view.end - from, o, value_pad, vectors,
+                                      factor);
+      }
+    }
+  }
+};
+
+template <class T>
+void run_item(const AttendTable& table, const ForwardUnit& unit, const ForwardItem& item,
+              const ForwardScratch& scratch) {
+  Forward<T> forward(table, unit, scratch);
+  forward.start();
+  Tile tile;
+  for_each_tile(table, forward.job, unit.n0, unit.n1, item.key_begin, item.key_end, tile,
+                [&](const Tile& t) { forward.tile_step(t); });
+}
+
+void ForwardItemTarget(const AttendTable& table, const ForwardUnit& unit, const ForwardItem& item,
+                       const ForwardScratch& scratch) {
+  switch (table.kv_dtype) {
+    case HEED_BFLOAT16:
+      run_item<hwy::bfloat16_t>(table, unit, item, scratch);
+      break;
+    case HEED_FLOAT16:
+      run_item<hwy::float16_t>(table, unit, item, scratch);
+      break;
+    default:
+      run_item<float>(table, unit, item, scratch);
+  }
+}
+
+bool HasVectors() { return true; }
+
+#else
+
+void ForwardItemTarget(const AttendTable&, const ForwardUnit&, const ForwardItem&,
+                       const ForwardScratch&) {}
+
+bool HasVectors() { return false; }
+
+#endif  // HEED_VECTOR_TARGET
+}  // namespace HWY_NAMESPACE
+}  // namespace heed::kernel::attend
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace heed::kernel::attend {
+
+HWY_EXPORT(ForwardItemTarget);
+HWY_EXPORT(HasVectors);
+
+bool has_vectors() { return HWY_DYNAMIC_DISPATCH(HasVectors)(); }
+
+void forward_item(const AttendTable& table, const ForwardUnit& unit, const ForwardItem& item,
+                  const ForwardScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(ForwardItemTarget)(table, unit, item, scratch);
+}
+
+}  // namespace heed::kernel::attend
+#endif  // HWY_ONCE

@@ -1,0 +1,171 @@
+// attend in double precision with plain loops over queries and keys, written from the equations of
+// attend.h; the code to read first. The backward pass is the derivative of the same equations:
+//
+//   softmax: p = exp(x - lse),      dx = p (dout.v - dout.out)
+//   sigmoid: p = sigmoid(x + b),    dx = p (1 - p) dout.v
+//   dv += p dout,  dbias += dx,  dslope -= |p_i - p_j| dx,  ds = (1 - tanh^2) dx with a cap, else
+//   dx, dq += scale ds k,  dk += scale ds q
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "kernel/attend/attend.h"
+#include "kernel/attend/keys.h"
+#include "kernel/simd_dtype.h"
+
+namespace heed::kernel {
+namespace {
+
+struct Row {
+  const AttendTable& table;
+  const AttendJob& job;
+  int64_t n;  // query
+  int32_t g;  // head of the group
+};
+
+double query(const Row& r, int d) {
+  return load_element(r.job.q, r.table.q_dtype,
+                      r.n * r.job.q_stride + r.g * r.job.q_head_stride + d);
+}
+
+// A logit and, for the backward pass, its derivative by scale q.k.
+struct Logit {
+  double x, slope;
+};
+
+Logit logit(const Row& r, const Segment& segment, int64_t j) {
+  double s = 0;
+  for (int d = 0; d < r.table.head_dim; ++d) {
+    s += query(r, d) * load_element(segment.k, r.table.kv_dtype, j * segment.k_stride + d);
+  }
+  Logit result{s * r.table.scale, 1};
+  if (r.table.soft_cap > 0) {
+    const double t = std::tanh(result.x / r.table.soft_cap);
+    result = {r.table.soft_cap * t, 1 - t * t};
+  }
+  if (r.job.slopes) {
+    const int64_t distance = std::llabs(r.job.q_position + r.n - (segment.position + j));
+    result.x -= r.job.slopes[r.g] * static_cast<double>(distance);
+  }
+  if (segment.bias) {
+    result.x += segment.bias[j * segment.bias_stride + r.g * segment.bias_head_stride];
+  }
+  return result;
+}
+
+bool hidden(const Row& r, const Segment& segment, int64_t j) {
+  if (!attend::visible(r.table, r.job, r.n, segment.position + j)) return true;
+  return segment.bias && segment.bias[j * segment.bias_stride + r.g * segment.bias_head_stride] ==
+                             -std::numeric_limits<float>::infinity();
+}
+
+// Calls f(segment, key of the segment, row of all segments laid one after another, logit).
+template <class F>
+void for_each_visible(const Row& r, F&& f) {
+  int64_t before = 0;
+  for (int32_t s = 0; s < r.job.segment_count; ++s) {
+    const Segment& segment = r.job.segments[s];
+    for (int64_t j = 0; j < segment.length; ++j) {
+      if (!hidden(r, segment, j)) f(segment, j, before + j, logit(r, segment, j));
+    }
+    before += segment.length;
+  }
+}
+
+double value(const Row& r, const Segment& segment, int64_t j, int d) {
+  return load_element(segment.v, r.table.kv_dtype, j * segment.v_stride + d);
+}
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// out and lse of one row.
+double forward_row(const Row& r, std::vector<double>& out) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const bool softmax = r.table.weight == Weight::kSoftmax;
+  double max = -infinity, sum = 0;
+  if (softmax) {
+    for_each_visible(
+        r, [&](const Segment&, int64_t, int64_t, Logit l) { max = l.x > max ? l.x : max; });
+    for_each_visible(
+        r, [&](const Segment&, int64_t, int64_t, Logit l) { sum += std::exp(l.x - max); });
+  }
+  out.assign(r.table.value_dim, 0.0);
+  for_each_visible(r, [&](const Segment& segment, int64_t j, int64_t, Logit l) {
+    const double p = softmax ? std::exp(l.x - max) / sum : sigmoid(l.x + r.job.sigmoid_bias);
+    for (int d = 0; d < r.table.value_dim; ++d) out[d] += p * value(r, segment, j, d);
+  });
+  if (!softmax) return 0;
+  return sum > 0 ? max + std::log(sum) : -infinity;
+}
+
+template <class F>
+void for_each_row(const AttendTable& table, F&& f) {
+  for (int64_t i = 0; i < table.job_count; ++i) {
+    for (int64_t n = 0; n < table.jobs[i].queries; ++n) {
+      for (int32_t g = 0; g < table.group; ++g) f(i, Row{table, table.jobs[i], n, g});
+    }
+  }
+}
+
+}  // namespace
+
+heed_status attend_reference(const AttendTable& table) {
+  std::vector<double> out;
+  for_each_row(table, [&](int64_t, const Row& r) {
+    const double lse = forward_row(r, out);
+    for (int d = 0; d < table.value_dim; ++d) {
+      store_element(r.job.out, table.q_dtype,
+                    r.n * r.job.out_stride + r.g * r.job.out_head_stride + d, out[d]);
+    }
+    if (r.job.lse) {
+      r.job.lse[r.n * r.job.lse_stride + r.g * r.job.lse_head_stride] = static_cast<float>(lse);
+    }
+  });
+  return HEED_OK;
+}
+
+heed_status attend_backward_reference(const AttendTable& table, const AttendGradJob* grads) {
+  std::vector<double> out, grad_out(table.value_dim);
+  for_each_row(table, [&](int64_t i, const Row& r) {
+    const AttendGradJob& grad = grads[i];
+    const bool softmax = table.weight == Weight::kSoftmax;
+    const double lse = forward_row(r, out);
+    double delta = 0;
+    for (int d = 0; d < table.value_dim; ++d) {
+      grad_out[d] = load_element(grad.grad_out, table.q_dtype,
+                                 r.n * r.job.out_stride + r.g * r.job.out_head_stride + d);
+      delta += grad_out[d] * out[d];
+    }
+    const auto add = [](float* at, double x) {
+      if (at) *at += static_cast<float>(x);
+    };
+    for_each_visible(r, [&](const Segment& segment, int64_t j, int64_t row, Logit l) {
+      const double p = softmax ? std::exp(l.x - lse) : sigmoid(l.x + r.job.sigmoid_bias);
+      double dp = 0;
+      for (int d = 0; d < table.value_dim; ++d) {
+        dp += grad_out[d] * value(r, segment, j, d);
+        if (grad.grad_v) add(&grad.grad_v[row * grad.grad_v_stride + d], p * grad_out[d]);
+      }
+      const double dx = softmax ? p * (dp - delta) : p * (1 - p) * dp;
+      if (grad.grad_bias) {
+        add(&grad.grad_bias[row * grad.grad_bias_stride + r.g * grad.grad_bias_head_stride], dx);
+      }
+      if (grad.grad_slopes) {
+        const int64_t distance = std::llabs(r.job.q_position + r.n - (segment.position + j));
+        add(&grad.grad_slopes[r.g], -dx * static_cast<double>(distance));
+      }
+      const double ds = dx * l.slope * table.scale;
+      for (int d = 0; d < table.head_dim; ++d) {
+        if (grad.grad_q) {
+          add(&grad.grad_q[r.n * grad.grad_q_stride + r.g * grad.grad_q_head_stride + d],
+              ds * load_element(segment.k, table.kv_dtype, j * segment.k_stride + d));
+        }
+        if (grad.grad_k) add(&grad.grad_k[row * grad.grad_k_stride + d], ds * query(r, d));
+      }
+    });
+  });
+  return HEED_OK;
+}
+
+}  // namespace heed::kernel
