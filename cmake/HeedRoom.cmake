@@ -37,7 +37,7 @@ function(heed_room name)
     endif()
   endforeach()
   if(R_TORCH)
-    target_link_libraries(heed_${name} PUBLIC heed::torch)
+    target_link_libraries(heed_${name} PUBLIC heed::torch heed::fmt)  # as heed_pch: equal flags
     target_precompile_headers(heed_${name} REUSE_FROM heed_pch)
   endif()
 endfunction()
