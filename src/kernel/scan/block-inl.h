@@ -322,9 +322,10 @@ HWY_INLINE void start_blocks(const ScanProblem& s, Block& b, int64_t batch, int6
   }
 }
 
-// Loads tokens [t, t + l) and prepares everything that does not depend on the state.
+// Loads tokens [t, t + l) and prepares everything that does not depend on the state; with
+// `state_only` it may leave out what only the outputs need.
 HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int64_t t, int64_t h,
-                              int64_t l, ScanColumns columns) {
+                              int64_t l, ScanColumns columns, bool state_only = false) {
   const DF d;
   b.length = l;
   for (int64_t i = 0; i < l; ++i) {
@@ -348,7 +349,7 @@ HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int
     if (b.correct) {
       channel_pairs<true>(b, l, b.k, b.before, b.general, b.mqk, b.mck);
       if (b.general) channel_pairs<true>(b, l, b.p, b.before, true, b.mqp, b.mcp);
-    } else {
+    } else if (!state_only) {
       channel_pairs<false>(b, l, b.k, b.before, false, b.mqk, nullptr);
     }
   } else {
@@ -365,16 +366,18 @@ HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int
       if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), l, b.ldk, b.ce);
       if (b.general) scale_rows(b.p, b.to_end, l, b.ldk, b.pe);
     }
-    transpose(l, b.dk, b.q, b.ldk, b.turned, b.ldm);
-    scalar_pairs(b, l, b.k, b.weight_q, b.mqk);
-    if (b.general) scalar_pairs(b, l, b.p, b.weight_q, b.mqp);
+    if (!state_only) {
+      transpose(l, b.dk, b.q, b.ldk, b.turned, b.ldm);
+      scalar_pairs(b, l, b.k, b.weight_q, b.mqk);
+      if (b.general) scalar_pairs(b, l, b.p, b.weight_q, b.mqp);
+    }
     if (b.correct) {
       transpose(l, b.dk, b.c, b.ldk, b.turned, b.ldm);
       scalar_pairs(b, l, b.k, b.weight_c, b.mck);
       if (b.general) scalar_pairs(b, l, b.p, b.weight_c, b.mcp);
     }
   }
-  if (s.bonus) {
+  if (s.bonus && !state_only) {
     for (int64_t i = 0; i < l; ++i) {
       VF sum = hn::Zero(d);
       for (int64_t e = 0; e < b.ldk; e += kLanes) {

@@ -1,0 +1,586 @@
+// scan_backward: the adjoint of the block equations of block-inl.h, over blocks from the last to
+// the first. States at block starts are computed again: a first pass keeps one state a segment of
+// about sqrt(number of blocks) blocks, a second one the states inside the segment at hand.
+//
+// With dX the gradient at the corrected values, and D the gradient of a pairwise matrix M
+// (D_ij = dO_i . value_j or dX_i . value_j):
+//   dW or dV = Mq^T dO + Ke dS1 (+ Mc^T dX);  dQe = dO S0^T;  dCe = dX S0^T;  dKe = value dS1^T
+//   dS0 = diag(e^{b_L}) dS1 + Qe^T dO + Ce^T dX
+// The gradient at the log decay of token t gathers every product that crosses t: pairs j < t <= i,
+// reads i >= t, writes j < t, and S0 . dS1. It is summed from such products alone, never as a
+// difference of larger sums; a reset makes each of them 0.
+#include <hwy/aligned_allocator.h>
+
+#include <memory>
+#include <vector>
+
+#include "kernel/scan/problem.h"
+#include "kernel/scan/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernel/scan/backward.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "kernel/scan/block-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::HWY_NAMESPACE {
+
+// Gradient tiles of one block; names as in Block.
+struct BlockGrads {
+  float *o, *x, *v;              // dO, dX, dV or dW: [block + 4, ldv]
+  float *turned_o, *turned_x;    // dO, dX transposed: [ldv, ldm]
+  float* turned_value;           // V, W or X transposed: [ldv, ldm]
+  float* turned_key;             // a transposed key gradient: [ldk, ldm]
+  float *mqk, *mck, *mqp, *mcp;  // [block, ldm]
+  float *q, *k, *c, *p;          // [block + 4, ldk]
+  float* decayed;                // one key gradient before its decay factor
+  float* decay;                  // log decay, per channel [block + 4, ldk] or [block + 4]
+  float* beta;
+
+  BlockGrads(const Block& b, Arena& arena) {
+    const int64_t keys = (b.block + 4) * b.ldk, values = (b.block + 4) * b.ldv;
+    for (float** tile : {&o, &x, &v}) *tile = arena.take(values);
+    for (float** tile : {&turned_o, &turned_x, &turned_value}) *tile = arena.take(b.ldv * b.ldm);
+    turned_key = arena.take(b.ldk * b.ldm);
+    for (float** tile : {&mqk, &mck, &mqp, &mcp}) *tile = arena.take(b.block * b.ldm);
+    for (float** tile : {&q, &k, &c, &p, &decayed, &decay}) *tile = arena.take(keys);
+    beta = arena.take(b.block + 4);
+  }
+};
+
+// The states that one task keeps, and sums over its tokens.
+struct Kept {
+  float *state, *grad_state, *starts, *inside;
+  double* bonus;
+
+  Kept(const Block& b, int64_t segments, int64_t per_segment, Arena& arena) {
+    const int64_t size = b.dk * b.lds;
+    state = arena.take(size);
+    grad_state = arena.take(size);
+    starts = arena.take(segments * size);
+    inside = arena.take(per_segment * size);
+    bonus = reinterpret_cast<double*>(arena.take(2 * b.ldk));
+  }
+};
+
+HWY_INLINE int64_t blocks_per_segment(int64_t blocks) {
+  int64_t n = 8;
+  while (n * n < blocks) ++n;
+  return n;
+}
+
+int64_t backward_scratch(const ScanProblem& s, int64_t width, int64_t longest) {
+  Arena arena(nullptr);
+  const Block b(s, width, arena);
+  const BlockGrads g(b, arena);
+  const int64_t blocks = (longest + b.block - 1) / b.block;
+  const int64_t per_segment = blocks_per_segment(blocks);
+  const Kept kept(b, (blocks + per_segment - 1) / per_segment, per_segment, arena);
+  return arena.used();
+}
+
+// m(j, i) = value_j . row_i for the pairs with i >= j (or i > j), rows given transposed.
+HWY_INLINE void pair_grads(const Block& b, const float* value, const float* turned, bool strict,
+                           float* m) {
+  const int64_t l = b.length;
+  product(l, l, b.dv, {value, b.ldv, 1}, turned, b.ldm, m, b.ldm, Init::kZero);
+  for (int64_t j = 0; j < l; ++j) std::fill_n(m + j * b.ldm, j + (strict ? 1 : 0), 0.0f);
+}
+
+// to[i] = (matrix value_i) for the tokens i of the block, values given transposed; `matrix` is a
+// state.
+HWY_INLINE void state_times(const Block& b, const float* matrix, const float* turned_value,
+                            float* turned_key, float* to) {
+  product(b.dk, b.length, b.dv, {matrix, b.lds, 1}, turned_value, b.ldm, turned_key, b.ldm,
+          Init::kZero);
+  // Rows of keys beyond dk stay 0: they were never written.
+  transpose(b.ldk, b.length, turned_key, b.ldm, to, b.ldk);
+}
+
+// dX from dO and the gradient of the state at the block's end, by substitution from the last token,
+// and dV. For delta b.w = beta X was written and g.v first gathers its gradient.
+HWY_INLINE void value_grads(const Block& b, const float* grad_state, BlockGrads& g) {
+  const DF d;
+  const int64_t l = b.length;
+  auto from_reads_and_end = [&](const float* m, const float* key, float* to) {
+    product(l, b.dv, l, {m, b.ldm, 1}, g.o, b.ldv, to, b.ldv, Init::kZero, Shape::kUpper);
+    product(l, b.dv, b.dk, {key, b.ldk, 1}, grad_state, b.lds, to, b.ldv, Init::kAdd);
+  };
+  from_reads_and_end(b.mqk, b.ke, g.v);
+  if (!b.correct) return;
+  if (b.general) from_reads_and_end(b.mqp, b.pe, g.x);
+  const float* m = b.general ? b.mcp : b.mck;
+  float* gathered = b.general ? g.x : g.v;
+  for (int64_t e = 0; e < b.ldv; e += kLanes) {
+    for (int64_t j = l - 1; j >= 0; --j) {
+      VF sum = hn::LoadU(d, gathered + j * b.ldv + e);
+      for (int64_t i = j + 1; i < l; ++i) {
+        sum = hn::MulAdd(hn::Set(d, m[j * b.ldm + i]), hn::LoadU(d, g.x + i * b.ldv + e), sum);
+      }
+      hn::StoreU(sum, d, gathered + j * b.ldv + e);
+      if (!b.general) hn::StoreU(hn::Mul(sum, hn::Set(d, b.beta[j])), d, g.x + j * b.ldv + e);
+    }
+  }
+  if (b.general) {
+    product(l, b.dv, l, {b.mck, b.ldm, 1}, g.x, b.ldv, g.v, b.ldv, Init::kAdd, Shape::kUpper);
+    return;
+  }
+  for (int64_t i = 0; i < l; ++i) {
+    g.beta[i] = row_dot(g.v + i * b.ldv, b.x + i * b.ldv, b.ldv);
+  }
+  std::copy_n(g.x, l * b.ldv, g.v);
+}
+
+// Pairs with a decay per channel: adds to the gradients of rows, column and log decay. The forward
+// recursion w_i = a_i w_{i-1} from w_j = column_j is run again and then backwards.
+template <bool kTwo>
+HWY_INLINE void channel_pair_grads(const Block& b, const float* column, const float* mq,
+                                   const float* mc, bool c_before, BlockGrads& g,
+                                   float* grad_column) {
+  const DF d;
+  const int64_t l = b.length, ld = b.ldk;
+  VF w[16];
+  for (int64_t e = 0; e < ld; e += kLanes) {
+    for (int64_t j = 0; j < l; ++j) {
+      const float* dq = mq + j * b.ldm;
+      const float* dc = kTwo ? mc + j * b.ldm : nullptr;
+      auto add = [&](float* to, float factor, VF x) HWY_ATTR {
+        hn::StoreU(hn::MulAdd(hn::Set(d, factor), x, hn::LoadU(d, to)), d, to);
+      };
+      w[j] = hn::LoadU(d, column + j * ld + e);
+      for (int64_t i = j; i < l; ++i) {
+        if (i > j) w[i] = hn::Mul(w[i - 1], hn::LoadU(d, b.a + i * ld + e));
+        if (i > j || !b.before) add(g.q + i * ld + e, dq[i], w[b.before ? i - 1 : i]);
+        if (kTwo && i > j) add(g.c + i * ld + e, dc[i], w[c_before ? i - 1 : i]);
+      }
+      VF back = hn::Zero(d);  // gradient at w_i
+      for (int64_t i = l - 1; i >= j; --i) {
+        const int64_t at = i * ld + e;
+        const VF q = hn::LoadU(d, b.q + at);
+        if (!b.before) back = hn::MulAdd(hn::Set(d, dq[i]), q, back);
+        if (kTwo && !c_before) back = hn::MulAdd(hn::Set(d, dc[i]), hn::LoadU(d, b.c + at), back);
+        if (i == j) break;
+        hn::StoreU(hn::MulAdd(back, w[i], hn::LoadU(d, g.decay + at)), d, g.decay + at);
+        back = hn::Mul(back, hn::LoadU(d, b.a + at));
+        if (b.before) back = hn::MulAdd(hn::Set(d, dq[i]), q, back);
+        if (kTwo && c_before) back = hn::MulAdd(hn::Set(d, dc[i]), hn::LoadU(d, b.c + at), back);
+      }
+      float* to = grad_column + j * ld + e;
+      hn::StoreU(hn::Add(back, hn::LoadU(d, to)), d, to);
+    }
+  }
+}
+
+// The same with one decay a token. m is the matrix of the forward pass, grad its gradient
+// (changed).
+HWY_INLINE void scalar_pair_grads(const Block& b, const float* row, const float* column,
+                                  const float* weight, const float* m, bool before, float* grad,
+                                  float* grad_row, float* grad_column, float* grad_decay) {
+  const DF d;
+  const int64_t l = b.length;
+  if (grad_decay != nullptr) {
+    // Row i crosses t for its columns j < t: t <= i where it reads after, t < i before its decay.
+    for (int64_t i = 0; i < l; ++i) {
+      float sum = 0;
+      for (int64_t t = 1; t < (before ? i : i + 1); ++t) {
+        sum += grad[(t - 1) * b.ldm + i] * m[(t - 1) * b.ldm + i];
+        grad_decay[t] += sum;
+      }
+    }
+  }
+  for (int64_t j = 0; j < l; ++j) {
+    for (int64_t i = 0; i < b.ldm; i += kLanes) {
+      float* at = grad + j * b.ldm + i;
+      hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::LoadU(d, weight + j * b.ldm + i)), d, at);
+    }
+  }
+  product(l, b.dk, l, {grad, 1, b.ldm}, column, b.ldk, grad_row, b.ldk, Init::kAdd, Shape::kLower);
+  product(l, b.dk, l, {grad, b.ldm, 1}, row, b.ldk, grad_column, b.ldk, Init::kAdd, Shape::kUpper);
+}
+
+// A key gradient through the decay from the block's start (rows) or to its end (columns): adds
+// decayed . factor to `to`, and what crosses each token to the gradient of the log decay.
+//   rows: `reach` = 1 where the row reads after its decay, 0 before.
+HWY_INLINE void through_factor(const Block& b, const float* tile, bool row, int64_t reach,
+                               bool decays, BlockGrads& g, float* to) {
+  const DF d;
+  const int64_t l = b.length, ld = b.ldk;
+  const float* factor = row ? b.from_start + (b.channel ? reach * ld : reach) : b.to_end;
+  for (int64_t i = 0; i < l; ++i) {
+    for (int64_t e = 0; e < ld; e += kLanes) {
+      const VF f = b.channel ? hn::LoadU(d, factor + i * ld + e) : hn::Set(d, factor[i]);
+      float* at = to + i * ld + e;
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, g.decayed + i * ld + e), f, hn::LoadU(d, at)), d, at);
+    }
+  }
+  if (!decays) return;
+  if (b.channel) {
+    for (int64_t e = 0; e < ld; e += kLanes) {
+      VF sum = hn::Zero(d);
+      auto gather = [&](int64_t i) HWY_ATTR {
+        sum =
+            hn::MulAdd(hn::LoadU(d, tile + i * ld + e), hn::LoadU(d, g.decayed + i * ld + e), sum);
+      };
+      auto spread = [&](int64_t t) HWY_ATTR {
+        float* at = g.decay + t * ld + e;
+        hn::StoreU(hn::Add(sum, hn::LoadU(d, at)), d, at);
+      };
+      if (row) {
+        for (int64_t t = l - 1; t >= 0; --t) {
+          if (reach == 1) gather(t);
+          spread(t);
+          if (reach == 0) gather(t);
+        }
+      } else {
+        for (int64_t t = 0; t < l; ++t) {
+          spread(t);
+          gather(t);
+        }
+      }
+    }
+    return;
+  }
+  float sum = 0;
+  auto gather = [&](int64_t i) { sum += row_dot(tile + i * ld, g.decayed + i * ld, ld); };
+  if (row) {
+    for (int64_t t = l - 1; t >= 0; --t) {
+      if (reach == 1) gather(t);
+      g.decay[t] += sum;
+      if (reach == 0) gather(t);
+    }
+  } else {
+    for (int64_t t = 0; t < l; ++t) {
+      g.decay[t] += sum;
+      gather(t);
+    }
+  }
+}
+
+// What the state carried over the whole block gives every log decay in it.
+HWY_INLINE void carried_decay_grads(const Block& b, const float* state, const float* grad_state,
+                                    BlockGrads& g) {
+  float sum = 0;
+  for (int64_t i = 0; i < b.dk; ++i) {
+    const float carried =
+        row_dot(state + i * b.lds, grad_state + i * b.lds, b.ldv) * (b.decay_hi[i] + b.decay_lo[i]);
+    sum += carried;
+    if (b.channel) {
+      for (int64_t t = 0; t < b.length; ++t) g.decay[t * b.ldk + i] += carried;
+    }
+  }
+  if (!b.channel) {
+    for (int64_t t = 0; t < b.length; ++t) g.decay[t] += sum;
+  }
+}
+
+// All gradients of a prepared block; `state` is the one at its start. grad_state goes from the end
+// of the block to its start.
+HWY_INLINE void block_grads(const ScanProblem& s, const Block& b, const float* state,
+                            float* grad_state, double* grad_bonus, BlockGrads& g) {
+  const DF d;
+  const int64_t l = b.length;
+  const bool decays = s.decay != Decay::kNone;
+  const float* value = b.general ? b.v : b.w;  // what the columns k write
+  std::fill_n(g.decay, b.channel ? l * b.ldk : l, 0.0f);
+  for (float* tile : {g.q, g.k, g.c, g.p}) std::fill_n(tile, l * b.ldk, 0.0f);
+
+  value_grads(b, grad_state, g);
+  transpose(l, b.ldv, g.o, b.ldv, g.turned_o, b.ldm);
+  pair_grads(b, value, g.turned_o, b.before, g.mqk);
+  if (b.general) pair_grads(b, b.x, g.turned_o, b.before, g.mqp);
+  if (b.correct) {
+    transpose(l, b.ldv, g.x, b.ldv, g.turned_x, b.ldm);
+    pair_grads(b, value, g.turned_x, true, g.mck);
+    if (b.general) pair_grads(b, b.x, g.turned_x, true, g.mcp);
+  }
+
+  state_times(b, state, g.turned_o, g.turned_key, g.decayed);
+  through_factor(b, b.qe, true, b.before ? 0 : 1, decays, g, g.q);
+  if (b.correct) {
+    state_times(b, state, g.turned_x, g.turned_key, g.decayed);
+    through_factor(b, b.ce, true, b.general ? 0 : 1, decays, g, g.c);
+  }
+  transpose(l, b.ldv, value, b.ldv, g.turned_value, b.ldm);
+  state_times(b, grad_state, g.turned_value, g.turned_key, g.decayed);
+  through_factor(b, b.ke, false, 0, decays, g, g.k);
+  if (b.general) {
+    transpose(l, b.ldv, b.x, b.ldv, g.turned_value, b.ldm);
+    state_times(b, grad_state, g.turned_value, g.turned_key, g.decayed);
+    through_factor(b, b.pe, false, 0, decays, g, g.p);
+  }
+  if (decays) carried_decay_grads(b, state, grad_state, g);
+
+  if (b.channel) {
+    if (b.correct) {
+      channel_pair_grads<true>(b, b.k, g.mqk, g.mck, b.general, g, g.k);
+      if (b.general) channel_pair_grads<true>(b, b.p, g.mqp, g.mcp, true, g, g.p);
+    } else {
+      channel_pair_grads<false>(b, b.k, g.mqk, nullptr, false, g, g.k);
+    }
+  } else {
+    float* decay = decays ? g.decay : nullptr;
+    scalar_pair_grads(b, b.q, b.k, b.weight_q, b.mqk, b.before, g.mqk, g.q, g.k, decay);
+    if (b.general) {
+      scalar_pair_grads(b, b.q, b.p, b.weight_q, b.mqp, b.before, g.mqp, g.q, g.p, decay);
+    }
+    if (b.correct) {
+      scalar_pair_grads(b, b.c, b.k, b.weight_c, b.mck, b.general, g.mck, g.c, g.k, decay);
+    }
+    if (b.general) {
+      scalar_pair_grads(b, b.c, b.p, b.weight_c, b.mcp, true, g.mcp, g.c, g.p, decay);
+    }
+  }
+
+  if (s.bonus) {
+    for (int64_t i = 0; i < l; ++i) {
+      const VF to_value = hn::Set(d, row_dot(g.o + i * b.ldv, b.v + i * b.ldv, b.ldv));
+      HWY_ALIGN float token[kLanes];
+      for (int64_t e = 0; e < b.ldk; e += kLanes) {
+        const int64_t at = i * b.ldk + e;
+        const VF u = hn::LoadU(d, b.bonus + e), q = hn::LoadU(d, b.q + at);
+        const VF k = hn::LoadU(d, b.k + at), ut = hn::Mul(u, to_value);
+        hn::StoreU(hn::MulAdd(ut, k, hn::LoadU(d, g.q + at)), d, g.q + at);
+        hn::StoreU(hn::MulAdd(ut, q, hn::LoadU(d, g.k + at)), d, g.k + at);
+        hn::Store(hn::Mul(hn::Mul(q, k), to_value), d, token);
+        for (int64_t lane = 0; lane < kLanes; ++lane) grad_bonus[e + lane] += token[lane];
+      }
+      const VF own = hn::Set(d, b.own[i]);
+      for (int64_t e = 0; e < b.ldv; e += kLanes) {
+        float* at = g.v + i * b.ldv + e;
+        hn::StoreU(hn::MulAdd(own, hn::LoadU(d, g.o + i * b.ldv + e), hn::LoadU(d, at)), d, at);
+      }
+    }
+  }
+  if (b.correct && !b.general) {  // delta: the rows c are -k
+    for (int64_t i = 0; i < l * b.ldk; i += kLanes) {
+      hn::StoreU(hn::Sub(hn::LoadU(d, g.k + i), hn::LoadU(d, g.c + i)), d, g.k + i);
+    }
+  }
+
+  product(b.dk, b.dv, l, {b.qe, 1, b.ldk}, g.o, b.ldv, grad_state, b.lds,
+          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo);
+  if (b.correct) {
+    product(b.dk, b.dv, l, {b.ce, 1, b.ldk}, g.x, b.ldv, grad_state, b.lds, Init::kAdd);
+  }
+}
+
+HWY_INLINE void store_token_row(const float* from, int64_t width, const ScanTensor& x, int64_t b,
+                                int64_t t, int64_t h, int64_t first = 0) {
+  if (x) store_row(from, width, const_cast<char*>(token_row(x, b, t, h, first)), HEED_FLOAT32);
+}
+
+// One (sequence, head, block of columns). Gradients of v and of the initial state have columns of
+// their own; all others are this block's part of a sum over columns, written to `out`. head_decay
+// and bonus are this task's parts of sums over sequences and columns.
+void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, int64_t h,
+                   ScanColumns columns, int64_t longest, float* scratch, double* head_decay,
+                   double* bonus) {
+  Arena arena(scratch);
+  Block b(s, columns.width, arena);
+  BlockGrads g(b, arena);
+  const int64_t most_blocks = (longest + b.block - 1) / b.block;
+  const int64_t per_segment = blocks_per_segment(most_blocks);
+  const Kept kept(b, (most_blocks + per_segment - 1) / per_segment, per_segment, arena);
+  const int64_t size = b.dk * b.lds;
+  const bool decays = s.decay != Decay::kNone;
+  const auto span = s.span(n);
+  const int64_t blocks = (span.length + b.block - 1) / b.block;
+  const int64_t segments = (blocks + per_segment - 1) / per_segment;
+  start_blocks(s, b, span.b, h);
+  // Key gradients are turned over whole padded rows.
+  std::fill_n(g.turned_key, b.ldk * b.ldm, 0.0f);
+  std::fill_n(kept.bonus, b.ldk, 0.0);
+  double decay_sum = 0;
+
+  auto length_of = [&](int64_t block) { return std::min(b.block, span.length - block * b.block); };
+  auto step_state = [&](int64_t block) HWY_ATTR {
+    prepare_block(s, b, span.b, span.begin + block * b.block, h, length_of(block), columns, true);
+    correct_values(b, kept.state);
+    advance_state(b, decays, kept.state);
+  };
+
+  load_state(s.initial_state, n, h, columns, b, kept.state);
+  for (int64_t segment = 0; segment < segments; ++segment) {
+    std::copy_n(kept.state, size, kept.starts + segment * size);
+    if (segment + 1 == segments) break;
+    for (int64_t i = 0; i < per_segment; ++i) step_state(segment * per_segment + i);
+  }
+  load_state(out.grad_final_state, n, h, columns, b, kept.grad_state);
+  for (int64_t segment = segments - 1; segment >= 0; --segment) {
+    const int64_t first = segment * per_segment, last = std::min(blocks, first + per_segment);
+    std::copy_n(kept.starts + segment * size, size, kept.state);
+    for (int64_t block = first; block < last; ++block) {
+      std::copy_n(kept.state, size, kept.inside + (block - first) * size);
+      if (block + 1 < last) step_state(block);
+    }
+    for (int64_t block = last - 1; block >= first; --block) {
+      const float* state = kept.inside + (block - first) * size;
+      const int64_t t = span.begin + block * b.block, l = length_of(block);
+      prepare_block(s, b, span.b, t, h, l, columns);
+      correct_values(b, state);
+      for (int64_t i = 0; i < l; ++i) {
+        load_row(token_row(out.grad_out, span.b, t + i, h, columns.begin), out.grad_out.dtype, b.dv,
+                 1, g.o + i * b.ldv);
+      }
+      block_grads(s, b, state, kept.grad_state, kept.bonus, g);
+      for (int64_t i = 0; i < l; ++i) {
+        const DF d;
+        const VF scale = hn::Set(d, s.scale);
+        for (int64_t e = 0; e < b.ldk; e += kLanes) {
+          float* at = g.q + i * b.ldk + e;
+          hn::StoreU(hn::Mul(hn::LoadU(d, at), scale), d, at);
+        }
+        store_token_row(g.q + i * b.ldk, b.dk, out.q, span.b, t + i, h);
+        store_token_row(g.k + i * b.ldk, b.dk, out.k, span.b, t + i, h);
+        store_token_row(g.v + i * b.ldv, b.dv, out.v, span.b, t + i, h, columns.begin);
+        if (b.general) {
+          store_token_row(g.p + i * b.ldk, b.dk, out.p, span.b, t + i, h);
+          store_token_row(g.c + i * b.ldk, b.dk, out.r, span.b, t + i, h);
+        }
+        if (s.correction == Correction::kDelta) {
+          store_token_row(g.beta + i, 1, out.beta, span.b, t + i, h);
+        }
+        if (s.decay == Decay::kChannel) {
+          store_token_row(g.decay + i * b.ldk, b.dk, out.log_decay, span.b, t + i, h);
+        } else if (s.decay == Decay::kToken) {
+          store_token_row(g.decay + i, 1, out.log_decay, span.b, t + i, h);
+        } else if (decays) {
+          decay_sum += g.decay[i];
+        }
+      }
+    }
+  }
+  store_state(kept.grad_state, b, n, h, columns, out.initial_state);
+  *head_decay = decay_sum;
+  std::copy_n(kept.bonus, b.dk, bonus);
+}
+
+}  // namespace heed::kernel::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace heed::kernel {
+
+HWY_EXPORT(backward_scratch);
+HWY_EXPORT(backward_task);
+
+namespace {
+
+// Gradients that are sums over columns: one contiguous copy of each for every block of columns
+// after the first, added up in their order at the end.
+struct ColumnParts {
+  static constexpr int kCount = 6;
+  static ScanTensor* tensor(ScanGradProblem& g, int i) {
+    ScanTensor* all[kCount] = {&g.q, &g.k, &g.p, &g.r, &g.beta, &g.log_decay};
+    return all[i];
+  }
+  int64_t width[kCount];
+  std::vector<ScanGradProblem> blocks;
+  std::vector<std::unique_ptr<float[]>> memory;
+
+  ColumnParts(const ScanProblem& s, const ScanGradProblem& grads, int64_t count)
+      : width{s.dk, s.dk, s.dk, s.dk, 1, s.decay == Decay::kChannel ? s.dk : 1},
+        blocks(count, grads) {
+    for (int64_t block = 1; block < count; ++block) {
+      for (int i = 0; i < kCount; ++i) {
+        ScanTensor* x = tensor(blocks[block], i);
+        if (!*x || (x == &blocks[block].log_decay && s.decay == Decay::kHead)) continue;
+        memory.emplace_back(new float[s.batch * s.time * s.heads * width[i]]);
+        *x = {reinterpret_cast<char*>(memory.back().get()), HEED_FLOAT32,
+              s.time * s.heads * width[i], s.heads * width[i], width[i]};
+      }
+    }
+  }
+
+  void add_up(const ScanProblem& s, int64_t row) {
+    const int64_t b = row / s.time, t = row % s.time;
+    for (int i = 0; i < kCount; ++i) {
+      const ScanTensor& to = *tensor(blocks[0], i);
+      if (!to || (i == 5 && s.decay == Decay::kHead)) continue;
+      for (int64_t h = 0; h < s.heads; ++h) {
+        float* sum = reinterpret_cast<float*>(to.data) + b * to.b + t * to.t + h * to.h;
+        for (size_t block = 1; block < blocks.size(); ++block) {
+          const ScanTensor& x = *tensor(blocks[block], i);
+          const float* part = reinterpret_cast<const float*>(x.data) + b * x.b + t * x.t + h * x.h;
+          for (int64_t e = 0; e < width[i]; ++e) sum[e] += part[e];
+        }
+      }
+    }
+  }
+};
+
+heed_status backward(const ScanProblem& s, const ScanGradProblem& grads,
+                     const heed_parallel* parallel) {
+  const int32_t threads = scan_threads(parallel);
+  const int64_t pairs = s.sequences * s.heads;
+  const int64_t column_blocks = pairs == 0 ? 1 : scan_column_blocks(pairs, s.dv, threads);
+  const int64_t widest =
+      std::min(s.dv, (scan_columns(0, column_blocks, s.dv).width + 16 + 15) / 16 * 16);
+  int64_t longest = 0;
+  for (int64_t n = 0; n < s.sequences; ++n) longest = std::max(longest, s.span(n).length);
+  const int64_t floats = HWY_DYNAMIC_DISPATCH(backward_scratch)(s, widest, longest);
+  auto scratch = hwy::AllocateAligned<float>(floats * threads);
+  if (scratch == nullptr) {
+    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
+                     static_cast<long long>(floats * threads * 4));
+  }
+  std::fill_n(scratch.get(), floats * threads, 0.0f);
+  ColumnParts parts(s, grads, column_blocks);
+  std::vector<double> head_decay(pairs * column_blocks), bonus(pairs * column_blocks * s.dk);
+  const auto task = HWY_DYNAMIC_DISPATCH(backward_task);
+  scan_run(parallel, pairs * column_blocks, [&](int64_t i, int32_t worker) {
+    const int64_t pair = i / column_blocks, block = i % column_blocks;
+    task(s, parts.blocks[block], pair / s.heads, pair % s.heads,
+         scan_columns(block, column_blocks, s.dv), longest, scratch.get() + worker * floats,
+         &head_decay[i], &bonus[i * s.dk]);
+  });
+  if (column_blocks > 1) {
+    scan_run(parallel, s.batch * s.time,
+             [&](int64_t row, int32_t worker) { parts.add_up(s, row); });
+  }
+  // Sums over sequences and columns, in their order.
+  for (int64_t h = 0; h < s.heads; ++h) {
+    double decay = 0;
+    std::vector<double> u(s.dk, 0.0);
+    for (int64_t n = 0; n < s.sequences; ++n) {
+      for (int64_t block = 0; block < column_blocks; ++block) {
+        const int64_t i = (n * s.heads + h) * column_blocks + block;
+        decay += head_decay[i];
+        for (int64_t e = 0; e < s.dk; ++e) u[e] += bonus[i * s.dk + e];
+      }
+    }
+    if (s.decay == Decay::kHead && grads.log_decay) {
+      reinterpret_cast<float*>(grads.log_decay.data)[h * grads.log_decay.h] =
+          static_cast<float>(decay);
+    }
+    if (grads.bonus) {
+      for (int64_t e = 0; e < s.dk; ++e) {
+        reinterpret_cast<float*>(grads.bonus.data)[h * grads.bonus.h + e] =
+            static_cast<float>(u[e]);
+      }
+    }
+  }
+  return HEED_OK;
+}
+
+}  // namespace
+
+heed_status scan_backward(const ScanArgs& args, const ScanGrads& grads,
+                          const heed_parallel* parallel) {
+  ScanProblem s;
+  heed_status status = check_scan(args, ScanDtypes::kKernel, false, &s);
+  if (status != HEED_OK) return status;
+  ScanGradProblem g;
+  status = check_scan_grads(grads, ScanDtypes::kKernel, s, &g);
+  if (status != HEED_OK) return status;
+  try {
+    return backward(s, g, parallel);
+  } catch (const std::bad_alloc&) {
+    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for the gradients' partial sums");
+  }
+}
+
+}  // namespace heed::kernel
+#endif  // HWY_ONCE
