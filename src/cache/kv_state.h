@@ -1,0 +1,90 @@
+// The key/value cache of one sequence and one layer, KV head by KV head as its program says.
+//
+// A full head keeps pages of 64 tokens, K and V apart; pages are shared between forks and copied
+// when one of them writes. A window head keeps its sinks and a ring of exactly `window` rows. Keys
+// lie there as they were given (after rotary embedding at absolute positions). See docs/decisions
+// on caches and plans.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "cache/program.h"
+#include "cache/state.h"
+#include "kernel/attend/attend.h"
+
+namespace heed {
+
+struct KvOptions {
+  int64_t head_dim = 0;
+  at::ScalarType dtype = at::kFloat;  // float32, bfloat16 or float16
+  at::Device device = at::kCPU;
+  bool dense_prefill = false;
+};
+
+class KvState final : public State {
+ public:
+  static constexpr int64_t kPage = 64;  // tokens
+
+  KvState(std::vector<HeadProgram> heads, const KvOptions& options);
+
+  std::unique_ptr<State> fork() const override;
+  // Bytes allocated for the heads; pages shared between forks count in each.
+  int64_t bytes() const override;
+  int64_t length() const override { return length_; }
+  // Possible unless a window head has dropped rows that the shorter state would need.
+  void truncate(int64_t length) override;
+  // PREFIX + "length" and, for each head H, PREFIX + "hH.k", "hH.v" [rows kept, D] in order of
+  // position.
+  void save(NamedTensors& out, const std::string& prefix) const override;
+  void load(const NamedTensors& in, const std::string& prefix) override;
+
+  // The plan's formula: the sum over heads of 2 D e min(N, sinks + window).
+  static int64_t formula_bytes(const std::vector<HeadProgram>& heads, int64_t head_dim,
+                               int64_t element_size, int64_t tokens);
+
+  // Appends keys and values [T, Hk, D] of any floating type (converted); last dimension contiguous.
+  void append(const at::Tensor& k, const at::Tensor& v);
+
+  // The rows that a head keeps, as runs of consecutive positions.
+  struct Run {
+    at::Tensor k, v;  // [rows, D], views of the cache
+    int64_t position = 0;
+  };
+  std::vector<Run> runs(int64_t head) const;
+  // The same as the kernel takes them, added to `out` (CPU only).
+  void add_segments(int64_t head, std::vector<kernel::Segment>& out) const;
+
+  const std::vector<HeadProgram>& programs() const { return programs_; }
+  const KvOptions& options() const { return options_; }
+  // Whether a pass of `queries` tokens now runs with every head full (dense prefill).
+  bool sees_all(int64_t queries) const {
+    return options_.dense_prefill && length_ == 0 && queries > 1;
+  }
+
+ private:
+  struct Rows {
+    at::Tensor k, v;  // [n, D]
+  };
+  using RowsPtr = std::shared_ptr<Rows>;
+  struct Head {
+    std::vector<RowsPtr> pages;             // full heads
+    std::vector<kernel::Segment> segments;  // one a page, kept up to date (CPU)
+    RowsPtr sinks, ring;                    // window heads; the ring grows up to its window
+  };
+  RowsPtr make_rows(int64_t rows) const;
+  void own(RowsPtr& rows) const;
+  void append_full(Head& head, const at::Tensor& k, const at::Tensor& v);
+  void append_window(Head& head, const HeadProgram& program, const at::Tensor& k,
+                     const at::Tensor& v);
+  void grow_ring(Head& head, const HeadProgram& program, int64_t rows);
+
+  std::vector<HeadProgram> programs_;
+  KvOptions options_;
+  std::vector<Head> heads_;
+  int64_t length_ = 0;
+};
+
+}  // namespace heed

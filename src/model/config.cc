@@ -1,0 +1,458 @@
+// config.json in and out; see config.h. Defaults are those of each family's configuration class in
+// transformers.
+#include "model/config.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace heed {
+namespace {
+
+// One JSON object of the file, with the name under which messages know it. A key that is null
+// counts as absent.
+class Reader {
+ public:
+  Reader(const Json& object, std::string name) : object_(object), name_(std::move(name)) {
+    find_field(object_, "", name_);  // throws unless it is an object
+  }
+
+  bool mentions(const char* key) const { return object_.contains(key); }
+  bool has(const char* key) const { return find_field(object_, key, name_) != nullptr; }
+  const Json& at(const char* key) const { return get_field(object_, key, name_); }
+  int64_t required(const char* key) const { return get_int(object_, key, name_); }
+  int64_t integer(const char* key, int64_t fallback) const {
+    return get_int(object_, key, name_, fallback);
+  }
+  double number(const char* key, double fallback) const {
+    return get_float(object_, key, name_, fallback);
+  }
+  bool flag(const char* key, bool fallback) const {
+    return get_bool(object_, key, name_, fallback);
+  }
+  std::string text(const char* key, const std::string& fallback) const {
+    return get_string(object_, key, name_, fallback);
+  }
+  std::vector<double> numbers(const char* key) const {
+    return has(key) ? get_floats(object_, key, name_) : std::vector<double>{};
+  }
+  // One id or a list of ids.
+  std::vector<int64_t> ids(const char* key) const {
+    const Json* v = find_field(object_, key, name_);
+    if (!v) return {};
+    if (v->is_array()) return get_ints(object_, key, name_);
+    return {get_int(object_, key, name_)};
+  }
+  const std::string& name() const { return name_; }
+
+ private:
+  const Json& object_;
+  std::string name_;
+};
+
+std::string activation_name(const std::string& name, const std::string& path) {
+  if (name == "silu" || name == "swish") return "silu";
+  if (name == "gelu_new" || name == "gelu_pytorch_tanh" || name == "gelu_tanh") return "gelu_tanh";
+  if (name == "gelu" || name == "relu") return name;
+  throw Error("{}: activation \"{}\" is unknown; known are silu, gelu, gelu_new and relu", path,
+              name);
+}
+
+// Both generations: rope_theta and rope_scaling at the top, or everything inside rope_parameters.
+RopeConfig parse_rope(const Reader& top) {
+  RopeConfig rope;
+  const char* key = top.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  rope.base = top.number("rope_theta", rope.base);
+  if (!top.has(key)) return rope;
+  const Json* object = &top.at(key);
+  // Newer files may give parameters for each layer type; they must agree.
+  if (object->is_object() && object->contains("full_attention")) {
+    if (object->contains("sliding_attention") &&
+        (*object)["sliding_attention"] != (*object)["full_attention"]) {
+      throw Error("{}: \"{}\" differs between layer types, which is not supported", top.name(),
+                  key);
+    }
+    object = &(*object)["full_attention"];
+  }
+  const Reader r(*object, top.name() + ": " + key);
+  rope.base = r.number("rope_theta", rope.base);
+  rope.type = r.text("rope_type", r.text("type", "default"));
+  if (rope.type == "su") rope.type = "longrope";
+  const std::vector<std::string> known = {"default", "linear", "dynamic",
+                                          "yarn",    "llama3", "longrope"};
+  if (std::find(known.begin(), known.end(), rope.type) == known.end()) {
+    throw Error(
+        "{}: rotary scaling \"{}\" is unknown; known are default, linear, dynamic, yarn, llama3 "
+        "and "
+        "longrope",
+        top.name(), rope.type);
+  }
+  if (rope.type == "default") return rope;
+  if (rope.type != "longrope" && !r.has("factor")) {
+    throw Error("{}: \"{}.factor\" is missing", top.name(), key);
+  }
+  rope.original_max_position = r.integer("original_max_position_embeddings",
+                                         top.integer("original_max_position_embeddings", 0));
+  rope.factor = r.number("factor", 0);
+  if (rope.type == "longrope" && rope.factor == 0) {
+    rope.factor = rope.original_max_position > 0
+                      ? static_cast<double>(top.integer("max_position_embeddings", 0)) /
+                            static_cast<double>(rope.original_max_position)
+                      : 1;
+  }
+  rope.low_freq_factor = r.number("low_freq_factor", rope.low_freq_factor);
+  rope.high_freq_factor = r.number("high_freq_factor", rope.high_freq_factor);
+  rope.beta_fast = r.number("beta_fast", rope.beta_fast);
+  rope.beta_slow = r.number("beta_slow", rope.beta_slow);
+  rope.truncate = r.flag("truncate", true);
+  rope.attention_factor = r.number("attention_factor", 0);
+  rope.mscale = r.number("mscale", 0);
+  rope.mscale_all_dim = r.number("mscale_all_dim", 0);
+  rope.short_factor = r.numbers("short_factor");
+  rope.long_factor = r.numbers("long_factor");
+  return rope;
+}
+
+void parse_windows(const Reader& r, ModelConfig& c) {
+  c.windows.assign(c.layers, 0);
+  int64_t window = 0;
+  if (c.family == "mistral") {
+    window = r.mentions("sliding_window") ? r.integer("sliding_window", 0) : 4096;
+  } else if (c.family == "qwen2" || c.family == "qwen3") {
+    if (r.flag("use_sliding_window", false)) window = r.integer("sliding_window", 4096);
+  }
+  if (window < 0) throw Error("{}: \"sliding_window\" is negative", r.name());
+  if (r.has("layer_types")) {
+    const Json& types = r.at("layer_types");
+    if (!types.is_array() || static_cast<int64_t>(types.size()) != c.layers) {
+      throw Error("{}: \"layer_types\" is not a list of {} entries, one a layer", r.name(),
+                  c.layers);
+    }
+    if (window == 0) window = r.integer("sliding_window", 0);
+    for (int64_t l = 0; l < c.layers; ++l) {
+      if (types[l] == "sliding_attention") {
+        if (window <= 0)
+          throw Error("{}: layer {} slides, but \"sliding_window\" is missing", r.name(), l);
+        c.windows[l] = window;
+      } else if (types[l] != "full_attention") {
+        throw Error(
+            "{}: \"layer_types\" of layer {} is {}; known are full_attention and "
+            "sliding_attention",
+            r.name(), l, types[l].dump());
+      }
+    }
+    return;
+  }
+  const int64_t first = c.family == "mistral" ? 0 : r.integer("max_window_layers", 28);
+  for (int64_t l = first; l < c.layers; ++l) c.windows[l] = window;
+}
+
+void parse_gpt2(const Reader& r, ModelConfig& c) {
+  c.vocab = r.integer("vocab_size", 50257);
+  c.hidden = r.integer("n_embd", 768);
+  c.layers = r.integer("n_layer", 12);
+  c.heads = c.kv_heads = r.integer("n_head", 12);
+  if (c.heads > 0) c.head_dim = c.hidden / c.heads;
+  c.intermediate = r.integer("n_inner", 4 * c.hidden);
+  c.max_position = r.integer("n_positions", r.integer("n_ctx", 1024));
+  c.norm_eps = r.number("layer_norm_epsilon", 1e-5);
+  c.activation = activation_name(r.text("activation_function", "gelu_new"), r.name());
+  c.layer_norm = c.learned_positions = true;
+  c.gated_mlp = false;
+  c.qkv_bias = c.out_bias = c.mlp_bias = true;
+  c.tied = r.flag("tie_word_embeddings", true);
+  if (!r.flag("scale_attn_weights", true) || r.flag("scale_attn_by_inverse_layer_idx", false)) {
+    throw Error(
+        "{}: GPT-2's other attention scales are not supported (scale_attn_weights must be true, "
+        "scale_attn_by_inverse_layer_idx false)",
+        r.name());
+  }
+  c.windows.assign(std::max<int64_t>(c.layers, 0), 0);
+}
+
+void parse_llama_like(const Reader& r, ModelConfig& c) {
+  c.vocab = r.required("vocab_size");
+  c.hidden = r.required("hidden_size");
+  c.intermediate = r.required("intermediate_size");
+  c.layers = r.required("num_hidden_layers");
+  c.heads = r.required("num_attention_heads");
+  if (c.layers <= 0 || c.layers > 100000) {
+    throw Error("{}: \"num_hidden_layers\" is {}", r.name(), c.layers);
+  }
+  c.kv_heads = r.integer("num_key_value_heads", c.family == "mistral" ? 8 : c.heads);
+  if (!r.has("head_dim") && c.family != "qwen3" && c.heads > 0 && c.hidden % c.heads != 0) {
+    throw Error(
+        "{}: \"hidden_size\" {} is not a multiple of \"num_attention_heads\" {}, and \"head_dim\" "
+        "is missing",
+        r.name(), c.hidden, c.heads);
+  }
+  c.head_dim = r.integer("head_dim", c.family == "qwen3" ? 128
+                                     : c.heads > 0       ? c.hidden / c.heads
+                                                         : 0);
+  const int64_t default_context = c.family == "llama"     ? 2048
+                                  : c.family == "mistral" ? 131072
+                                                          : 32768;
+  c.max_position = r.integer("max_position_embeddings", default_context);
+  c.norm_eps = r.number("rms_norm_eps", 1e-6);
+  c.activation = activation_name(r.text("hidden_act", "silu"), r.name());
+  c.tied = r.flag("tie_word_embeddings", false);
+  c.qk_norm = c.family == "qwen3";
+  if (c.family == "qwen2") {
+    c.qkv_bias = true;
+  } else if (c.family != "mistral") {
+    c.qkv_bias = c.out_bias = r.flag("attention_bias", false);
+    if (c.family == "llama") c.mlp_bias = r.flag("mlp_bias", false);
+  }
+  if (r.number("partial_rotary_factor", 1.0) != 1.0) {
+    throw Error("{}: \"partial_rotary_factor\" other than 1 is not supported", r.name());
+  }
+  c.rope = parse_rope(r);
+  parse_windows(r, c);
+}
+
+void parse_heed(const Json& heed, const std::string& path, ModelConfig& c) {
+  const Reader r(heed, path + ": heed");
+  if (const int64_t version = r.integer("version", 1); version != 1) {
+    throw Error("{}: \"heed.version\" is {}; this program reads version 1", path, version);
+  }
+  if (r.has("plan")) c.plan = r.at("plan");
+  if (!r.has("layers")) return;
+  if (!r.at("layers").is_object()) throw Error("{}: \"heed.layers\" is not a JSON object", path);
+  for (const auto& [key, value] : r.at("layers").items()) {
+    const bool digits =
+        !key.empty() && key.size() < 7 &&
+        std::all_of(key.begin(), key.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
+    if (!digits || std::stoll(key) >= c.layers) {
+      throw Error("{}: \"heed.layers\" names layer \"{}\"; layers are 0 to {}", path, key,
+                  c.layers - 1);
+    }
+    const Reader layer(value, path + ": heed.layers." + key);
+    MixerConfig mixer;
+    mixer.id = layer.text("mixer", "");
+    if (mixer.id.empty()) throw Error("{}: \"heed.layers.{}.mixer\" is missing", path, key);
+    mixer.options = layer.has("options") ? layer.at("options") : Json::object();
+    if (!mixer.options.is_object()) {
+      throw Error("{}: \"heed.layers.{}.options\" is not a JSON object", path, key);
+    }
+    c.mixers[std::stoll(key)] = std::move(mixer);
+  }
+}
+
+Json rope_to_json(const ModelConfig& c) {
+  const RopeConfig& rope = c.rope;
+  Json out = {{"rope_type", rope.type}, {"rope_theta", rope.base}};
+  if (rope.type == "default") return out;
+  out["factor"] = rope.factor;
+  if (rope.original_max_position > 0) {
+    out["original_max_position_embeddings"] = rope.original_max_position;
+  }
+  if (rope.type == "llama3") {
+    out["low_freq_factor"] = rope.low_freq_factor;
+    out["high_freq_factor"] = rope.high_freq_factor;
+  }
+  if (rope.type == "yarn") {
+    out["beta_fast"] = rope.beta_fast;
+    out["beta_slow"] = rope.beta_slow;
+    if (!rope.truncate) out["truncate"] = false;
+    if (rope.mscale != 0) out["mscale"] = rope.mscale;
+    if (rope.mscale_all_dim != 0) out["mscale_all_dim"] = rope.mscale_all_dim;
+  }
+  if (rope.attention_factor != 0) out["attention_factor"] = rope.attention_factor;
+  if (!rope.short_factor.empty()) out["short_factor"] = rope.short_factor;
+  if (!rope.long_factor.empty()) out["long_factor"] = rope.long_factor;
+  return out;
+}
+
+const char* architecture(const std::string& family) {
+  if (family == "llama") return "LlamaForCausalLM";
+  if (family == "mistral") return "MistralForCausalLM";
+  if (family == "qwen2") return "Qwen2ForCausalLM";
+  if (family == "qwen3") return "Qwen3ForCausalLM";
+  return "GPT2LMHeadModel";
+}
+
+Json base_config(const ModelConfig& c, const std::string& dtype) {
+  Json out = c.source.is_object() ? c.source : Json::object();
+  if (out.contains("heed") && out["heed"].contains("base")) out = Json(out["heed"]["base"]);
+  out.erase("heed");
+  out["model_type"] = c.family;
+  out["architectures"] = Json::array({architecture(c.family)});
+  out.erase("dtype");
+  out["torch_dtype"] = dtype;
+  out["vocab_size"] = c.vocab;
+  out["tie_word_embeddings"] = c.tied;
+  if (!c.eos.empty()) out["eos_token_id"] = c.eos.size() == 1 ? Json(c.eos[0]) : Json(c.eos);
+  if (c.bos >= 0) out["bos_token_id"] = c.bos;
+  if (c.pad >= 0) out["pad_token_id"] = c.pad;
+  if (c.family == "gpt2") {
+    out["n_embd"] = c.hidden;
+    out["n_layer"] = c.layers;
+    out["n_head"] = c.heads;
+    out["n_inner"] = c.intermediate;
+    out["n_positions"] = c.max_position;
+    out["layer_norm_epsilon"] = c.norm_eps;
+    out["activation_function"] = c.activation == "gelu_tanh" ? "gelu_new" : c.activation;
+    return out;
+  }
+  out["hidden_size"] = c.hidden;
+  out["intermediate_size"] = c.intermediate;
+  out["num_hidden_layers"] = c.layers;
+  out["num_attention_heads"] = c.heads;
+  out["num_key_value_heads"] = c.kv_heads;
+  out["head_dim"] = c.head_dim;
+  out["max_position_embeddings"] = c.max_position;
+  out["rms_norm_eps"] = c.norm_eps;
+  out["hidden_act"] = c.activation == "gelu_tanh" ? "gelu_pytorch_tanh" : c.activation;
+  if (c.family == "llama" || c.family == "qwen3") out["attention_bias"] = c.qkv_bias;
+  if (c.family == "llama") out["mlp_bias"] = c.mlp_bias;
+  // Both generations of keys, so that old and new readers find the same values.
+  out["rope_theta"] = c.rope.base;
+  const Json rope = rope_to_json(c);
+  out["rope_parameters"] = rope;
+  out.erase("rope_scaling");
+  if (c.rope.type != "default") out["rope_scaling"] = rope;
+  const auto slides =
+      std::find_if(c.windows.begin(), c.windows.end(), [](int64_t w) { return w > 0; });
+  if (c.family == "mistral") {
+    out["sliding_window"] = slides == c.windows.end() ? Json(nullptr) : Json(*slides);
+  } else if (c.family == "qwen2" || c.family == "qwen3") {
+    out["use_sliding_window"] = slides != c.windows.end();
+    if (slides != c.windows.end()) {
+      out["sliding_window"] = *slides;
+      Json types = Json::array();
+      for (int64_t w : c.windows) types.push_back(w > 0 ? "sliding_attention" : "full_attention");
+      out["layer_types"] = types;
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+ModelConfig parse_config(const Json& given, const std::string& path) {
+  const Reader outer(given, path);
+  std::string family = outer.text("model_type", "");
+  const Json* object = &given;
+  const bool heed_type = family == "heed";
+  if (heed_type) {
+    if (!outer.has("heed") || !given["heed"].is_object() || !given["heed"].contains("base")) {
+      throw Error(
+          "{}: model_type is \"heed\", but \"heed.base\" (the original config.json) is missing",
+          path);
+    }
+    object = &given["heed"]["base"];
+    family = Reader(*object, path + ": heed.base").text("model_type", "");
+  }
+  const Reader r(*object, heed_type ? path + ": heed.base" : path);
+  ModelConfig c;
+  c.family = family;
+  if (family.empty()) {
+    throw Error("{}: \"model_type\" is missing; is this the config.json of a decoder model?", path);
+  }
+  if (family == "gpt2") {
+    parse_gpt2(r, c);
+  } else if (family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3") {
+    parse_llama_like(r, c);
+  } else {
+    throw Error(
+        "{}: model_type \"{}\" is unknown; Heed reads llama, mistral, qwen2, qwen3 and gpt2", path,
+        family);
+  }
+  c.eos = r.ids("eos_token_id");
+  c.bos = r.ids("bos_token_id").empty() ? -1 : r.ids("bos_token_id")[0];
+  c.pad = r.ids("pad_token_id").empty() ? -1 : r.ids("pad_token_id")[0];
+  c.stored_dtype = r.text("dtype", r.text("torch_dtype", "float32"));
+  if (outer.has("heed")) parse_heed(given["heed"], path, c);
+  c.source = given;
+  check_config(c, path);
+  return c;
+}
+
+void check_config(const ModelConfig& c, const std::string& path) {
+  const auto need = [&](const char* key, int64_t value, int64_t most) {
+    if (value < 1 || value > most) {
+      throw Error("{}: {} is {}; 1 to {} was expected", path, key, value, most);
+    }
+  };
+  need("the number of layers", c.layers, 10000);
+  need("the vocabulary size", c.vocab, int64_t{1} << 24);
+  need("the hidden size", c.hidden, int64_t{1} << 20);
+  need("the intermediate size", c.intermediate, int64_t{1} << 22);
+  need("the number of heads", c.heads, 4096);
+  need("the number of key/value heads", c.kv_heads, 4096);
+  need("the head dimension", c.head_dim, 256);
+  need("the context length", c.max_position, int64_t{1} << 32);
+  if (c.heads % c.kv_heads != 0) {
+    throw Error("{}: {} query heads are not a multiple of {} key/value heads", path, c.heads,
+                c.kv_heads);
+  }
+  if (!c.learned_positions && c.head_dim % 2 != 0) {
+    throw Error("{}: the head dimension {} is odd; rotary embedding needs pairs", path, c.head_dim);
+  }
+  if (c.family == "gpt2" && c.q_size() != c.hidden) {
+    throw Error("{}: \"n_embd\" {} is not a multiple of \"n_head\" {}", path, c.hidden, c.heads);
+  }
+  if (!(c.norm_eps >= 0 && c.norm_eps < 1)) {
+    throw Error("{}: the norms' epsilon is {}", path, c.norm_eps);
+  }
+  if (!(c.rope.base > 0) || !std::isfinite(c.rope.base)) {
+    throw Error("{}: \"rope_theta\" is {}", path, c.rope.base);
+  }
+  if (c.rope.type != "default" && !(c.rope.factor > 0)) {
+    throw Error("{}: the rotary scaling factor is {}", path, c.rope.factor);
+  }
+  if (c.rope.type == "longrope") {
+    const size_t half = static_cast<size_t>(c.head_dim / 2);
+    if (c.rope.short_factor.size() != half || c.rope.long_factor.size() != half) {
+      throw Error("{}: longrope needs short_factor and long_factor of {} numbers", path, half);
+    }
+  }
+}
+
+int64_t ModelConfig::parameters() const {
+  int64_t layer = hidden * (q_size() + 2 * kv_size()) + q_size() * hidden +
+                  (gated_mlp ? 3 : 2) * hidden * intermediate + (layer_norm ? 4 : 2) * hidden;
+  if (qkv_bias) layer += q_size() + 2 * kv_size();
+  if (out_bias) layer += hidden;
+  if (mlp_bias) layer += hidden + (gated_mlp ? 2 : 1) * intermediate;
+  if (qk_norm) layer += 2 * head_dim;
+  int64_t total = layers * layer + vocab * hidden * (tied ? 1 : 2) + (layer_norm ? 2 : 1) * hidden;
+  if (learned_positions) total += max_position * hidden;
+  return total;
+}
+
+Json config_to_json(const ModelConfig& c, const std::string& dtype) {
+  Json base = base_config(c, dtype);
+  Json heed = Json::object();
+  if (!c.mixers.empty()) {
+    Json layers = Json::object();
+    for (const auto& [layer, mixer] : c.mixers) {
+      layers[std::to_string(layer)] = {{"mixer", mixer.id}, {"options", mixer.options}};
+    }
+    heed["layers"] = std::move(layers);
+  }
+  if (!c.plan.is_null()) heed["plan"] = c.plan;
+  if (heed.empty()) return base;
+  heed["version"] = 1;
+  if (c.mixers.empty()) {
+    base["heed"] = std::move(heed);
+    return base;
+  }
+  heed["base"] = std::move(base);
+  return {{"model_type", "heed"}, {"torch_dtype", dtype}, {"heed", std::move(heed)}};
+}
+
+std::string canonical_shapes(const ModelConfig& c) {
+  Json out = {{"family", c.family},     {"vocab", c.vocab},
+              {"hidden", c.hidden},     {"layers", c.layers},
+              {"heads", c.heads},       {"kv_heads", c.kv_heads},
+              {"head_dim", c.head_dim}, {"intermediate", c.intermediate},
+              {"windows", c.windows}};
+  if (!c.mixers.empty()) {
+    Json mixers = Json::object();
+    for (const auto& [layer, mixer] : c.mixers) mixers[std::to_string(layer)] = mixer.id;
+    out["mixers"] = std::move(mixers);
+  }
+  return out.dump();
+}
+
+}  // namespace heed

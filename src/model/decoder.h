@@ -1,0 +1,193 @@
+// The decoder: Llama, Mistral, Qwen2, Qwen3 and GPT-2, with any layer's attention replaced by
+// another mixer.
+//
+//   x = embed(ids);  x = x + mixer(norm(x));  x = x + mlp(norm(x)) for every layer;  logits =
+//   head(norm(x))
+//
+// Functional code over tensors: it runs under autograd for training and searching, over caches for
+// generating, and one layer at a time through fused loops where no gradient is asked for on the
+// CPU. The two ways are tested against each other.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache/kv_state.h"
+#include "cache/program.h"
+#include "mixer/layer.h"
+#include "model/config.h"
+#include "model/rope.h"
+#include "model/weight.h"
+#include "op/attend.h"
+
+namespace heed {
+
+struct LoadOptions {
+  at::ScalarType dtype = at::kFloat;  // of weights and activations: float32, bfloat16, float16
+  at::Device device = at::kCPU;
+  // Tokens that a sequence may have; 0: what the model was made for. Dynamic NTK and longrope
+  // choose their frequencies for it. More than the model was made for is an error where positions
+  // are a table (GPT-2).
+  int64_t context = 0;
+};
+
+// What decoding keeps for one sequence: a state for every layer.
+class DecoderState {
+ public:
+  explicit DecoderState(std::vector<std::unique_ptr<State>> layers) : layers_(std::move(layers)) {}
+
+  std::unique_ptr<DecoderState> fork() const;
+  int64_t length() const { return layers_.empty() ? 0 : layers_[0]->length(); }
+  int64_t bytes() const;
+  // Throws Error where a layer cannot go back (see State); then nothing has changed: keep a fork().
+  void truncate(int64_t length);
+  // Every tensor as "layers.N.NAME".
+  void save(NamedTensors& out) const;
+  void load(const NamedTensors& in);
+
+  State& layer(int64_t l) { return *layers_[l]; }
+  const State& layer(int64_t l) const { return *layers_[l]; }
+
+ private:
+  std::vector<std::unique_ptr<State>> layers_;
+};
+
+struct StateOptions {
+  at::ScalarType kv_dtype = at::kFloat;  // of keys and values
+  const Programs* programs = nullptr;    // from resolve_plan(); null: every head full
+};
+
+// What a pass is given beside the ids.
+struct Pass {
+  // Bounds of a pack: ids are [1, sum T], sequence s is cu_seqlens[s] .. cu_seqlens[s+1]-1. Empty:
+  // every row of ids [B, T] is a sequence.
+  std::vector<int64_t> cu_seqlens;
+  // One a sequence, to which the tokens are appended; empty: every sequence starts at position 0. A
+  // pass with states takes no gradient.
+  std::vector<DecoderState*> states;
+  // Plan for a pass without states; null: every head full.
+  const Programs* programs = nullptr;
+  // Hook points of spec/inspection.md, named "N.q", "N.k", "N.v" (after rotation, [B, T, H, D]),
+  // "N.o"
+  // ([B, T, Hq, D]), "N.ln1", "N.attn_out", "N.resid_mid", "N.mlp_out", "N.resid_post" ([B, T, C])
+  // of layer N, and "embed", "final_norm", "logits".
+  mixer::Taps* taps = nullptr;
+  // Takes the place of softmax attention in passes without states: q [B, T, Hq, D], k, v [B, T, Hk,
+  // D] and the options that the model and `programs` ask for, to [B, T, Hq, D].
+  std::function<at::Tensor(int64_t layer, const at::Tensor& q, const at::Tensor& k,
+                           const at::Tensor& v, const op::AttendOptions& options)>
+      attention;
+};
+
+struct Norm {
+  at::Tensor weight, bias;  // bias: LayerNorm
+};
+
+struct Block {
+  Norm ln1, ln2;
+  Weight q, k, v, o;                          // of softmax attention; undefined with another mixer
+  at::Tensor q_bias, k_bias, v_bias, o_bias;  // undefined: none
+  at::Tensor q_norm, k_norm;                  // Qwen3
+  Weight qkv;                                 // q, k, v one after another: the same memory
+  at::Tensor qkv_bias;
+  std::unique_ptr<mixer::Layer> mixer;  // null: softmax attention
+  Weight gate, up, down;
+  at::Tensor gate_bias, up_bias, down_bias;
+};
+
+class Decoder {
+ public:
+  // `model`: a folder, a .gguf file, a llama2.c .bin file or a name of `heed models`. Throws Error
+  // naming file, tensor and shape.
+  static Decoder load(const std::string& model, const LoadOptions& options = {});
+  // Freshly initialised: matrices N(0, 0.02), those that write to the residual stream divided by
+  // sqrt(2 layers), norms 1, biases 0.
+  static Decoder random(const ModelConfig& config, uint64_t seed, const LoadOptions& options = {});
+
+  const ModelConfig& config() const { return config_; }
+  const LoadOptions& options() const { return options_; }
+  // What plans know the model by (DESIGN: SHA-256 of shapes and stored key projections).
+  const std::string& hash() const { return hash_; }
+  const std::string& path() const { return path_; }
+  int64_t context() const { return context_; }
+
+  // ids int64 [B, T] -> the last layer's output after the final norm, [B, T, C]. Throws UsageError
+  // for an id outside the vocabulary and for more tokens than context().
+  at::Tensor hidden(const at::Tensor& ids, Pass& pass) const;
+  // [..., C] -> scores [..., vocab] in the weights' dtype. Pick the rows that are wanted first.
+  at::Tensor logits(const at::Tensor& hidden, mixer::Taps* taps = nullptr) const;
+  // logits(hidden(ids)) in one.
+  at::Tensor forward(const at::Tensor& ids, Pass& pass) const;
+
+  // The state of one new sequence.
+  std::unique_ptr<DecoderState> make_state(const StateOptions& options = {}) const;
+  // Feeds `ids` (any number) to the state in chunks whose activations stay in the processor's
+  // caches; returns hidden [1, 1, C] of the last token. Looks at Ctrl-C between chunks.
+  at::Tensor prefill(std::span<const int64_t> ids, DecoderState& state, int64_t chunk = 512,
+                     mixer::Taps* taps = nullptr) const;
+  // One token for each of several sequences: hidden [1, N, C].
+  at::Tensor step(std::span<const int64_t> ids, std::span<DecoderState* const> states) const;
+
+  // All weights by name, in file order; tied ones once. The handles share the model's storage:
+  // changing them in place changes the model.
+  std::vector<std::pair<std::string, at::Tensor>> parameters() const;
+  void requires_grad(bool on);
+  // Moves all weights; call it before any requires_grad().
+  void move_to(const at::Device& device);
+
+  // Writes a Hugging Face folder: config.json, generation_config.json, model.safetensors (or shards
+  // of at most `shard_bytes`), and the tokenizer's files of the folder it was loaded from. Atomic
+  // file by file.
+  struct SaveOptions {
+    at::ScalarType dtype = at::kFloat;
+    int64_t shard_bytes = 0;  // 0: one file
+    std::string
+        tokenizer_from;  // folder to copy tokenizer files from; empty: where the model came from
+  };
+  void save(const std::string& folder, const SaveOptions& options) const;
+  void save(const std::string& folder) const { save(folder, SaveOptions()); }
+
+  std::vector<Block>& blocks() { return blocks_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  const Weight& embedding() const { return embed_; }
+  const Weight& head() const { return config_.tied ? embed_ : head_; }
+  ModelConfig& mutable_config() { return config_; }
+  // cos and sin for at least `positions` positions, float32 [P, D/2].
+  const RopeTables& rope(int64_t positions) const;
+
+ private:
+  struct Layout;  // bounds and positions of a pass
+  Decoder(ModelConfig config, const LoadOptions& options);
+  at::Tensor embed(const at::Tensor& ids, const Layout& layout) const;
+  at::Tensor norm(const at::Tensor& x, const Norm& n) const;
+  at::Tensor attention_module(int64_t l, const at::Tensor& x, const Layout& layout,
+                              Pass& pass) const;
+  at::Tensor attention_fused(int64_t l, const at::Tensor& x, const at::Tensor& residual,
+                             const Layout& layout, Pass& pass) const;
+  at::Tensor attend(int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const Layout& layout, Pass& pass) const;
+  at::Tensor mix_other(int64_t l, const at::Tensor& x, const Layout& layout, Pass& pass) const;
+  at::Tensor mlp(const Block& block, const at::Tensor& x) const;
+  std::vector<HeadProgram> programs_of(int64_t l, const Programs* programs) const;
+  // Calls `visit` with name and tensor slot of every parameter, in the order of parameter_shapes().
+  void visit(const std::function<void(const std::string&, at::Tensor&)>& visit);
+
+  ModelConfig config_;
+  LoadOptions options_;
+  std::string hash_, path_;
+  int64_t context_ = 0;
+  Weight embed_, head_;
+  at::Tensor positions_;  // GPT-2
+  Norm final_norm_;
+  std::vector<Block> blocks_;
+  RopeFrequencies frequencies_;
+  mutable RopeTables rope_;
+};
+
+}  // namespace heed

@@ -1,0 +1,35 @@
+// Rotary position embedding: frequencies, tables and the rotation. Half-split pairs: dimension i
+// turns with dimension i + D/2 by the angle p f_i (RoFormer, arXiv 2104.09864; GPT-NeoX's order of
+// dimensions).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "model/config.h"
+
+namespace heed {
+
+struct RopeFrequencies {
+  at::Tensor inverse;  // float32 [D/2]: angle per position
+  double scale = 1;    // factor on cos and sin (yarn, longrope)
+};
+
+// Frequencies in float32 by the same operations as transformers' modeling_rope_utils, since an
+// error of one unit in the last place turns into an angle at far positions. `context` is the length
+// in tokens that dynamic NTK and longrope choose their frequencies for; these stay fixed, so that
+// cached keys stay valid.
+RopeFrequencies rope_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position,
+                                 int64_t context);
+
+// cos and sin of positions 0 .. positions-1, float32 [positions, D/2], times the scale.
+struct RopeTables {
+  at::Tensor cos, sin;
+};
+RopeTables rope_tables(const RopeFrequencies& frequencies, int64_t positions,
+                       const at::Device& device);
+
+// Turns x [..., N, H, D] by cos, sin [N, D/2] (rows already picked by position); computes in
+// float32 or wider, returns x's dtype; differentiable.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+
+}  // namespace heed

@@ -1,0 +1,353 @@
+// See source.h. Names of GGUF tensors: github.com/ggml-org/ggml/blob/master/docs/gguf.md; row order
+// of Llama's q and k in GGUF: `permute` of llama.cpp's convert_hf_to_gguf.py.
+#include "model/source.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+
+#include "io/dequant.h"
+#include "io/llama2c.h"
+#include "io/safetensors.h"
+#include "io/sha256.h"
+
+namespace heed {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kLayerPrefix = "model.layers.";
+
+// "model.layers.7.self_attn.k_proj.weight" -> 7, "self_attn.k_proj", "weight"; layer -1 outside the
+// layers.
+struct NameParts {
+  int64_t layer = -1;
+  std::string module, kind;
+};
+NameParts split_name(const std::string& name) {
+  NameParts out;
+  std::string rest = name;
+  if (rest.rfind(kLayerPrefix, 0) == 0) {
+    rest = rest.substr(std::string(kLayerPrefix).size());
+    const size_t dot = rest.find('.');
+    out.layer = std::stoll(rest.substr(0, dot));
+    rest = rest.substr(dot + 1);
+  }
+  const size_t dot = rest.rfind('.');
+  out.module = rest.substr(0, dot);
+  out.kind = dot == std::string::npos ? "" : rest.substr(dot + 1);
+  return out;
+}
+
+std::string gguf_name(const std::string& name, bool fused) {
+  static const std::map<std::string, std::string> modules = {
+      {"model.embed_tokens", "token_embd"}, {"model.embed_positions", "position_embd"},
+      {"model.norm", "output_norm"},        {"lm_head", "output"},
+      {"input_layernorm", "attn_norm"},     {"self_attn.q_proj", "attn_q"},
+      {"self_attn.k_proj", "attn_k"},       {"self_attn.v_proj", "attn_v"},
+      {"self_attn.o_proj", "attn_output"},  {"self_attn.q_norm", "attn_q_norm"},
+      {"self_attn.k_norm", "attn_k_norm"},  {"post_attention_layernorm", "ffn_norm"},
+      {"mlp.gate_proj", "ffn_gate"},        {"mlp.up_proj", "ffn_up"},
+      {"mlp.down_proj", "ffn_down"}};
+  const NameParts parts = split_name(name);
+  const auto it = modules.find(parts.module);
+  if (it == modules.end()) return "";
+  const std::string module = fused ? "attn_qkv" : it->second;
+  const std::string block = parts.layer >= 0 ? fmt::format("blk.{}.", parts.layer) : "";
+  return block + module + "." + parts.kind;
+}
+
+std::string gpt2_name(const std::string& name) {
+  static const std::map<std::string, std::string> modules = {{"model.embed_tokens", "wte"},
+                                                             {"model.embed_positions", "wpe"},
+                                                             {"model.norm", "ln_f"},
+                                                             {"input_layernorm", "ln_1"},
+                                                             {"self_attn.q_proj", "attn.c_attn"},
+                                                             {"self_attn.k_proj", "attn.c_attn"},
+                                                             {"self_attn.v_proj", "attn.c_attn"},
+                                                             {"self_attn.o_proj", "attn.c_proj"},
+                                                             {"post_attention_layernorm", "ln_2"},
+                                                             {"mlp.up_proj", "mlp.c_fc"},
+                                                             {"mlp.down_proj", "mlp.c_proj"}};
+  const NameParts parts = split_name(name);
+  const auto it = modules.find(parts.module);
+  if (it == modules.end()) return name;
+  const std::string block = parts.layer >= 0 ? fmt::format("h.{}.", parts.layer) : "";
+  return block + it->second + "." + parts.kind;
+}
+
+// 0, 1, 2 for q, k, v; -1 otherwise.
+int qkv_part(const std::string& module) {
+  if (module == "self_attn.q_proj") return 0;
+  if (module == "self_attn.k_proj") return 1;
+  if (module == "self_attn.v_proj") return 2;
+  return -1;
+}
+
+// Whether a layer's mixer owns the tensor: such are stored under the names used here.
+bool part_of_mixer(const NameParts& parts) {
+  return parts.module.rfind("mixer", 0) == 0 || parts.module.rfind("self_attn", 0) == 0;
+}
+
+void read_rows(const TensorInfo& tensor, float* out) {
+  const int64_t rows = tensor.rows(), size = std::max<int64_t>(tensor.row_size(), 1);
+  at::parallel_for(0, rows, std::max<int64_t>(1, 65536 / size), [&](int64_t begin, int64_t end) {
+    dequantize_rows(tensor, begin, end, out + begin * size);
+  });
+}
+
+}  // namespace
+
+ModelSource ModelSource::open(const std::string& path) {
+  ModelSource out;
+  out.path_ = path;
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) {
+    const std::string config = path + "/config.json";
+    if (!fs::exists(config, ignored)) {
+      throw Error(
+          "{}: config.json is missing; a model folder holds config.json and model.safetensors",
+          path);
+    }
+    out.format_ = "safetensors";
+    out.config_ = parse_config(read_json(config), config);
+    if (const std::string more = path + "/generation_config.json"; fs::exists(more, ignored)) {
+      const Json generation = read_json(more);
+      if (const Json* eos = find_field(generation, "eos_token_id", more)) {
+        out.config_.eos = eos->is_array()
+                              ? get_ints(generation, "eos_token_id", more)
+                              : std::vector<int64_t>{get_int(generation, "eos_token_id", more)};
+      }
+    }
+    out.file_ = std::make_shared<TensorFile>(open_safetensors_folder(path));
+    return out;
+  }
+  if (!fs::exists(path, ignored)) {
+    throw Error(
+        "{}: there is no such file or folder; `heed models` lists the names that Heed knows", path);
+  }
+  if (path.ends_with(".gguf")) {
+    out.format_ = "gguf";
+    out.gguf_ = std::make_shared<GgufFile>(open_gguf(path));
+    out.file_ = out.gguf_;
+    out.config_ = config_from_gguf(*out.gguf_);
+    return out;
+  }
+  if (path.ends_with(".bin")) {
+    out.format_ = "llama2.c";
+    Llama2cModel model = open_llama2c(path);
+    ModelConfig c;
+    c.hidden = model.dim;
+    c.intermediate = model.hidden_dim;
+    c.layers = model.layers;
+    c.heads = model.heads;
+    c.kv_heads = model.kv_heads;
+    c.head_dim = model.heads > 0 ? model.dim / model.heads : 0;
+    c.vocab = model.vocab;
+    c.max_position = model.context;
+    c.norm_eps = 1e-5;
+    c.tied = model.tied;
+    c.bos = 1;
+    c.eos = {2};
+    c.windows.assign(c.layers, 0);
+    check_config(c, path);
+    out.config_ = std::move(c);
+    out.file_ = std::make_shared<TensorFile>(std::move(model.file));
+    return out;
+  }
+  throw Error("{}: not a model; a folder, a .gguf file or a llama2.c .bin file was expected", path);
+}
+
+std::vector<std::pair<std::string, int64_t>> ModelSource::stored_types() const {
+  std::map<std::string, int64_t> bytes;
+  for (const TensorInfo& t : file_->tensors)
+    bytes[dtype_name(t.dtype)] += static_cast<int64_t>(t.bytes);
+  std::vector<std::pair<std::string, int64_t>> out(bytes.begin(), bytes.end());
+  std::sort(out.begin(), out.end(),
+            [](const auto& a, const auto& b) { return a.second > b.second; });
+  return out;
+}
+
+std::optional<ModelSource::Place> ModelSource::find(const std::string& name) const {
+  const NameParts parts = split_name(name);
+  const int part = qkv_part(parts.module);
+  Place place;
+  if (format_ == "gguf") {
+    place.tensor = file_->find(gguf_name(name, false));
+    if (!place.tensor && part >= 0) {
+      place.tensor = file_->find(gguf_name(name, true));
+      place.part = part;
+      place.parts = 3;
+    }
+    if (config_.family == "llama" && (part == 0 || part == 1)) {
+      place.interleaved_heads = part == 0 ? config_.heads : config_.kv_heads;
+    }
+  } else if (config_.family == "gpt2" &&
+             !(config_.mixers.contains(parts.layer) && part_of_mixer(parts))) {
+    const std::string stored = gpt2_name(name);
+    place.tensor = file_->find("transformer." + stored);
+    if (!place.tensor) place.tensor = file_->find(stored);
+    if (part >= 0) {
+      place.part = part;
+      place.parts = 3;
+    }
+    place.transposed =
+        parts.layer >= 0 && parts.kind == "weight" &&
+        (part >= 0 || parts.module == "self_attn.o_proj" || parts.module.rfind("mlp.", 0) == 0);
+  } else {
+    place.tensor = file_->find(name);
+    if (format_ == "llama2.c" && (part == 0 || part == 1)) {
+      place.interleaved_heads = part == 0 ? config_.heads : config_.kv_heads;
+    }
+  }
+  if (!place.tensor) return std::nullopt;
+  return place;
+}
+
+bool ModelSource::has(const std::string& name) const { return find(name).has_value(); }
+
+std::vector<int64_t> ModelSource::shape(const std::string& name) const {
+  const auto place = find(name);
+  if (!place) throw Error("{}: tensor {} is missing", path_, name);
+  std::vector<int64_t> shape = place->tensor->shape;
+  if (place->transposed) std::reverse(shape.begin(), shape.end());
+  if (place->parts > 1 && !shape.empty()) shape[0] /= place->parts;
+  return shape;
+}
+
+void ModelSource::read(const std::string& name, const at::Tensor& out) const {
+  const auto place = find(name);
+  if (!place) throw Error("{}: tensor {} is missing", path_, name);
+  const TensorInfo& tensor = *place->tensor;
+  std::vector<int64_t> expected = out.sizes().vec();
+  if (place->parts > 1) expected[0] *= place->parts;
+  if (place->transposed) std::reverse(expected.begin(), expected.end());
+  if (tensor.shape != expected) {
+    throw Error("{}: tensor {} has shape {}, the model needs {}", path_, tensor.name,
+                shape_text(tensor.shape), shape_text(expected));
+  }
+  if (!can_dequantize(tensor.dtype)) {
+    throw Error("{}: tensor {} is stored as {}, which Heed does not read", path_, tensor.name,
+                dtype_name(tensor.dtype));
+  }
+  const bool plain = place->parts == 1 && !place->transposed && place->interleaved_heads == 0;
+  if (plain && out.scalar_type() == at::kFloat && out.is_contiguous() && out.is_cpu()) {
+    read_rows(tensor, out.mutable_data_ptr<float>());
+    return;
+  }
+  at::Tensor values = at::empty(tensor.shape, at::kFloat);
+  read_rows(tensor, values.mutable_data_ptr<float>());
+  if (place->transposed) values = values.t();
+  if (place->parts > 1) values = values.chunk(place->parts, 0)[place->part];
+  if (place->interleaved_heads > 0) {
+    // Row 2 i + s of a head (pair i, half s) goes to row s D/2 + i.
+    std::vector<int64_t> split = {place->interleaved_heads,
+                                  values.size(0) / place->interleaved_heads / 2, 2};
+    for (int64_t d = 1; d < values.dim(); ++d) split.push_back(values.size(d));
+    values = values.reshape(split).transpose(1, 2).reshape(out.sizes());
+  }
+  out.copy_(values);
+}
+
+std::string ModelSource::hash() const {
+  Sha256 sha;
+  sha.update(canonical_shapes(config_));
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    const auto place = find(fmt::format("model.layers.{}.self_attn.k_proj.weight", l));
+    if (!place) continue;  // another mixer
+    sha.update({reinterpret_cast<const char*>(place->tensor->data),
+                std::min<size_t>(place->tensor->bytes, size_t{64} << 10)});
+  }
+  return sha.hex();
+}
+
+ModelConfig config_from_gguf(const GgufFile& file) {
+  const std::string arch = file.string("general.architecture");
+  ModelConfig c;
+  if (arch != "llama" && arch != "qwen2" && arch != "qwen3" && arch != "gpt2") {
+    throw Error(
+        "{}: architecture \"{}\" is unknown; Heed reads llama, qwen2, qwen3 and gpt2 from GGUF",
+        file.path, arch);
+  }
+  c.family = arch;
+  const auto key = [&](const char* name) { return arch + "." + name; };
+  c.layers = file.integer(key("block_count"));
+  c.hidden = file.integer(key("embedding_length"));
+  c.intermediate = file.integer(key("feed_forward_length"));
+  c.heads = file.integer(key("attention.head_count"));
+  c.kv_heads = file.integer(key("attention.head_count_kv"), c.heads);
+  c.max_position = file.integer(key("context_length"));
+  c.head_dim = file.integer(key("attention.key_length"), c.heads > 0 ? c.hidden / c.heads : 0);
+  if (file.integer(key("attention.value_length"), c.head_dim) != c.head_dim) {
+    throw Error("{}: keys and values of different sizes are not supported", file.path);
+  }
+  if (c.layers < 1 || c.layers > 10000)
+    throw Error("{}: {} is {}", file.path, key("block_count"), c.layers);
+  const TensorInfo& embedding = file.get("token_embd.weight");
+  if (embedding.shape.size() != 2) {
+    throw Error("{}: token_embd.weight has shape {}, a matrix was expected", file.path,
+                shape_text(embedding.shape));
+  }
+  c.vocab = embedding.shape[0];
+  c.tied = file.find("output.weight") == nullptr;
+  c.windows.assign(c.layers, file.integer(key("attention.sliding_window"), 0));
+  c.bos = file.integer("tokenizer.ggml.bos_token_id", -1);
+  c.pad = file.integer("tokenizer.ggml.padding_token_id", -1);
+  if (file.has("tokenizer.ggml.eos_token_id"))
+    c.eos = {file.integer("tokenizer.ggml.eos_token_id")};
+  c.stored_dtype = "float32";
+  if (arch == "gpt2") {
+    c.layer_norm = c.learned_positions = true;
+    c.gated_mlp = false;
+    c.qkv_bias = c.out_bias = c.mlp_bias = true;
+    c.activation = "gelu_tanh";
+    c.norm_eps = file.real(key("attention.layer_norm_epsilon"));
+    check_config(c, file.path);
+    return c;
+  }
+  c.norm_eps = file.real(key("attention.layer_norm_rms_epsilon"));
+  c.qk_norm = arch == "qwen3";
+  c.qkv_bias = file.find("blk.0.attn_q.bias") != nullptr;
+  c.out_bias = file.find("blk.0.attn_output.bias") != nullptr;
+  c.mlp_bias = file.find("blk.0.ffn_up.bias") != nullptr;
+  if (file.find("blk.0.ffn_gate_exps.weight") || file.integer(key("expert_count"), 0) > 0) {
+    throw Error("{}: mixtures of experts are not supported", file.path);
+  }
+  if (const int64_t rotary = file.integer(key("rope.dimension_count"), c.head_dim);
+      rotary != c.head_dim) {
+    throw Error("{}: {} is {}, heads have {} dimensions; partial rotation is not supported",
+                file.path, key("rope.dimension_count"), rotary, c.head_dim);
+  }
+  c.rope.base = file.real(key("rope.freq_base"), 10000.0);
+  const std::string scaling = file.string(key("rope.scaling.type"), "none");
+  if (scaling == "linear" || scaling == "yarn") {
+    c.rope.type = scaling;
+    c.rope.factor = file.real(key("rope.scaling.factor"));
+    c.rope.original_max_position = file.integer(key("rope.scaling.original_context_length"), 0);
+  } else if (scaling != "none") {
+    throw Error(
+        "{}: rotary scaling \"{}\" is not supported in GGUF; known are linear, yarn and rope_freqs",
+        file.path, scaling);
+  }
+  if (const TensorInfo* divisors = file.find("rope_freqs.weight")) {
+    // Llama 3's scaling as ready divisors of the frequencies: longrope with one list says the same.
+    if (divisors->elements() != c.head_dim / 2 || !can_dequantize(divisors->dtype)) {
+      throw Error("{}: rope_freqs.weight has shape {}, {} numbers were expected", file.path,
+                  shape_text(divisors->shape), c.head_dim / 2);
+    }
+    std::vector<float> values(c.head_dim / 2);
+    dequantize_rows(*divisors, 0, divisors->rows(), values.data());
+    c.rope.type = "longrope";
+    c.rope.factor = c.rope.attention_factor = 1;
+    c.rope.original_max_position = c.max_position;
+    c.rope.short_factor.assign(values.begin(), values.end());
+    c.rope.long_factor = c.rope.short_factor;
+  }
+  check_config(c, file.path);
+  return c;
+}
+
+}  // namespace heed

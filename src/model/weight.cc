@@ -1,0 +1,80 @@
+// See weight.h. oneDNN's fused linear is PyTorch's operator mkldnn::_linear_pointwise.
+#include "model/weight.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include "io/error.h"
+
+namespace heed {
+namespace {
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+
+at::Tensor onednn_unary(const at::Tensor& x, const Weight& w, const at::Tensor& bias,
+                        std::string_view attribute, std::optional<std::string_view> algorithm) {
+  using Signature =
+      at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                 c10::string_view, Scalars, std::optional<c10::string_view>);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+                             .typed<Signature>();
+  return op.call(x, w.data, bias.defined() ? std::optional(bias) : std::nullopt, attribute,
+                 Scalars(), algorithm);
+}
+
+at::Tensor onednn_binary(const at::Tensor& x, const Weight& w, const at::Tensor& bias,
+                         const at::Tensor& other, c10::string_view attribute) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const std::optional<at::Tensor>&, c10::string_view);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mkldnn::_linear_pointwise", "binary")
+                             .typed<Signature>();
+  return op.call(x, other, w.data, bias.defined() ? std::optional(bias) : std::nullopt, attribute);
+}
+
+// Whether oneDNN may take the product: no gradient, on the CPU, a type it has kernels for.
+bool onednn(const at::Tensor& x, const Weight& w) {
+  if (!x.is_cpu() || x.numel() == 0) return false;
+  if (at::GradMode::is_enabled() && (x.requires_grad() || w.data.requires_grad())) return false;
+  return x.scalar_type() == w.data.scalar_type() &&
+         (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
+         w.data.is_contiguous();
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const Weight& weight, const at::Tensor& bias) {
+  if (onednn(x, weight)) return onednn_unary(x, weight, bias, "none", std::nullopt);
+  return at::linear(x, weight.data, bias.defined() ? std::optional(bias) : std::nullopt);
+}
+
+at::Tensor linear_activation(const at::Tensor& x, const Weight& weight, const at::Tensor& bias,
+                             const std::string& activation) {
+  if (!onednn(x, weight)) return activate(linear(x, weight, bias), activation);
+  if (activation == "silu") return onednn_unary(x, weight, bias, "swish", std::nullopt);
+  if (activation == "relu") return onednn_unary(x, weight, bias, "relu", std::nullopt);
+  return onednn_unary(x, weight, bias, "gelu", activation == "gelu_tanh" ? "tanh" : "none");
+}
+
+at::Tensor linear_times(const at::Tensor& x, const Weight& weight, const at::Tensor& bias,
+                        const at::Tensor& other) {
+  if (onednn(x, weight)) return onednn_binary(x, weight, bias, other, "mul");
+  return linear(x, weight, bias) * other;
+}
+
+at::Tensor linear_plus(const at::Tensor& x, const Weight& weight, const at::Tensor& bias,
+                       const at::Tensor& other) {
+  if (onednn(x, weight)) return onednn_binary(x, weight, bias, other, "add");
+  return linear(x, weight, bias) + other;
+}
+
+at::Tensor activate(const at::Tensor& x, const std::string& activation) {
+  if (activation == "silu") return at::silu(x);
+  if (activation == "gelu") return at::gelu(x);
+  if (activation == "gelu_tanh") return at::gelu(x, "tanh");
+  if (activation == "relu") return at::relu(x);
+  throw Error("activation \"{}\" is unknown", activation);
+}
+
+}  // namespace heed
