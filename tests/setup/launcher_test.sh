@@ -10,7 +10,7 @@ failures=0
 cp "$HEED_SOURCE_DIR/heed" "$temporary/heed"
 cd "$temporary" || exit 1
 unset HEED_TORCH_DIR VIRTUAL_ENV CONDA_PREFIX HEED_YES HEED_HOME HEED_NO_BUILD
-export HEED_CACHE=$temporary/cache
+export HEED_CACHE_DIR=$temporary/cache
 
 # expect NAME EXIT_CODE TEXT COMMAND...: the command ends so and says so on stdout or stderr.
 expect() {
