@@ -86,7 +86,8 @@ struct AttendTable {
 heed_status attend_forward(const AttendTable& table, const heed_parallel* parallel);
 
 // Gradients of one job's tensors. `grad_*` are float32, contiguous over the last dimension, and are
-// ADDED to (grad_k and grad_v of a KV head sum over its query heads). delta is sum_d grad_out out.
+// ADDED to (grad_k and grad_v of a KV head sum over its query heads); NULL ones are left out. Jobs may
+// share grad_slopes, nothing else: it is added to in the order of the jobs.
 struct AttendGradJob {
   const void* grad_out = nullptr;  // dtype of q, same strides as out
   float* grad_q = nullptr;         // by grad_q_stride, grad_q_head_stride

@@ -10,7 +10,7 @@
 
 #include "hwy/aligned_allocator.h"
 #include "kernel/attend/forward.h"
-#include "kernel/attend/keys.h"
+#include "kernel/attend/units.h"
 #include "kernel/attend/validate.h"
 #include "kernel/parallel.h"
 #include "kernel/simd_dtype.h"
@@ -50,37 +50,8 @@ struct Plan {
   bool busy = false;  // a call from inside a task of this thread's own call uses a plan of its own
 };
 
-int64_t rows_of(const AttendTable& table, const ForwardUnit& unit) {
-  return (unit.n1 - unit.n0) * table.group;
-}
-
 int64_t floats_a_part(const AttendTable& table, const ForwardUnit& unit) {
   return rows_of(table, unit) * (2 + table.value_dim);
-}
-
-void plan_units(const AttendTable& table, Plan& plan) {
-  plan.units.clear();
-  plan.max_rows = 0;
-  const int64_t most = std::max<int64_t>(1, kMaxRows / table.group);
-  for (int64_t i = 0; i < table.job_count; ++i) {
-    const AttendJob& job = table.jobs[i];
-    const int64_t block = job.block_start ? table.q_block : job.queries;
-    for (int64_t start = 0; start < job.queries; start += block) {
-      const int64_t queries = std::min(block, job.queries - start);
-      const int64_t units = (queries + most - 1) / most;
-      const int64_t step =
-          std::min(most, ((queries + units - 1) / units + kGroup - 1) / kGroup * kGroup);
-      for (int64_t n0 = start; n0 < start + queries; n0 += step) {
-        ForwardUnit unit;
-        unit.job = i;
-        unit.n0 = n0;
-        unit.n1 = std::min(n0 + step, start + queries);
-        unit.keys = count_keys(table, job, unit.n0, unit.n1);
-        plan.max_rows = std::max(plan.max_rows, rows_of(table, unit));
-        plan.units.push_back(unit);
-      }
-    }
-  }
 }
 
 // Work of a unit's keys, in multiply-adds times a constant: products for every row, and reading or
@@ -200,7 +171,7 @@ void merge_unit(const AttendTable& table, const ForwardUnit& unit, float* parts)
 
 void run_plan(const AttendTable& table, const heed_parallel* parallel, Plan& plan) {
   const int32_t threads = parallel_threads(parallel);
-  plan_units(table, plan);
+  plan.max_rows = plan_units(table, kMaxRows, plan.units);
   if (plan.units.empty()) return;
   plan_items(table, threads, plan);
   const int64_t floats = pad16(forward_scratch_floats(table, plan.max_rows)) + 64;

@@ -11,6 +11,7 @@
 #include "hwy/highway.h"
 #include "kernel/attend/forward.h"
 #include "kernel/attend/logits-inl.h"
+#include "kernel/attend/pack-inl.h"
 #include "kernel/attend/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -158,87 +159,22 @@ struct Forward {
     base = job.q_position + unit.n0;
   }
 
-  static const T* key_row(const TileRun& run, int j) {
-    return static_cast<const T*>(run.segment->k) + (run.key + j) * run.segment->k_stride;
-  }
-  static const T* value_row(const TileRun& run, int j) {
-    return static_cast<const T*>(run.segment->v) + (run.key + j) * run.segment->v_stride;
-  }
-
-  template <class TQ>
-  HWY_INLINE void pack_queries() {
+  void start() {
     const float factor = query_factor(table);
     for (int r = 0; r < rows; ++r) {
-      const TQ* q = static_cast<const TQ*>(job.q) + (unit.n0 + r / table.group) * job.q_stride +
-                    (r % table.group) * job.q_head_stride;
+      const int64_t offset =
+          (unit.n0 + r / table.group) * job.q_stride + (r % table.group) * job.q_head_stride;
       if (direct) {
         float* out = scratch.q + r * key_pad;
-        for (int i = 0; i < table.head_dim; ++i) out[i] = factor * to_float(q[i]);
+        load_row(job.q, table.q_dtype, offset, table.head_dim, factor, out, 1);
         for (ptrdiff_t i = table.head_dim; i < key_pad; ++i) out[i] = 0;
       } else {
-        float* out = scratch.q + (r / kGroup) * kGroup * key_pad + r % kGroup;
-        for (int i = 0; i < table.head_dim; ++i) out[i * kGroup] = factor * to_float(q[i]);
+        load_row(job.q, table.q_dtype, offset, table.head_dim, factor,
+                 interleaved_row(scratch.q, r, key_pad), kGroup);
       }
-    }
-  }
-
-  void start() {
-    switch (table.q_dtype) {
-      case HEED_BFLOAT16:
-        pack_queries<hwy::bfloat16_t>();
-        break;
-      case HEED_FLOAT16:
-        pack_queries<hwy::float16_t>();
-        break;
-      default:
-        pack_queries<float>();
     }
     std::fill(scratch.parts, scratch.parts + rows, SoftmaxPart<float>{});
     std::fill(scratch.o, scratch.o + rows * value_pad, 0.0f);
-  }
-
-  // Keys as panels of columns [tile / kPanel][D][kPanel].
-  void pack_keys(const Tile& tile) {
-    const T* key[kTile];
-    for (int i = 0; i < tile.runs; ++i) {
-      for (int j = 0; j < tile.run[i].count; ++j)
-        key[tile.run[i].first + j] = key_row(tile.run[i], j);
-    }
-    const int last = tile.n - 1;
-    for (int j = 0; j < tile.n; j += 4) {
-      float* out =
-          scratch.k + static_cast<ptrdiff_t>(j / kPanel) * kPanel * table.head_dim + j % kPanel;
-      transpose_four(key[j], key[std::min(j + 1, last)], key[std::min(j + 2, last)],
-                     key[std::min(j + 3, last)], table.head_dim, out);
-    }
-    // Columns behind the last key, up to a vector: their logits are hidden, but must be defined.
-    for (int j = (tile.n + 3) / 4 * 4; j % kLanes != 0; ++j) {
-      float* out =
-          scratch.k + static_cast<ptrdiff_t>(j / kPanel) * kPanel * table.head_dim + j % kPanel;
-      for (int i = 0; i < table.head_dim; ++i) out[i * kPanel] = 0;
-    }
-  }
-
-  // Values as float32 rows. False if one of them is not finite.
-  bool copy_values(const Tile& tile) {
-    Vec finite = hn::Zero(Tag());
-    for (int i = 0; i < tile.runs; ++i) {
-      for (int j = 0; j < tile.run[i].count; ++j) {
-        finite = copy_row(value_row(tile.run[i], j), table.value_dim,
-                          scratch.v + (tile.run[i].first + j) * value_pad, finite);
-      }
-    }
-    return all_finite(finite);
-  }
-
-  void copy_keys(const Tile& tile) {
-    Vec finite = hn::Zero(Tag());
-    for (int i = 0; i < tile.runs; ++i) {
-      for (int j = 0; j < tile.run[i].count; ++j) {
-        finite = copy_row(key_row(tile.run[i], j), table.head_dim,
-                          scratch.k + (tile.run[i].first + j) * key_pad, finite);
-      }
-    }
   }
 
   void logits_in_place(const Tile& tile, const TileView& view, const RowGroup& group, int r0) {
@@ -247,8 +183,8 @@ struct Forward {
       const int b = std::min(tile.run[i].first + tile.run[i].count, view.end);
       if (a >= b) continue;
       dots_rows(group.rows, scratch.q + r0 * key_pad, key_pad,
-                key_row(tile.run[i], a - tile.run[i].first), tile.run[i].segment->k_stride, b - a,
-                table.head_dim / kLanes, scratch.s + a);
+                key_row<T>(tile.run[i], a - tile.run[i].first), tile.run[i].segment->k_stride,
+                b - a, table.head_dim / kLanes, scratch.s + a);
     }
   }
 
@@ -260,7 +196,7 @@ struct Forward {
       const int b = std::min(tile.run[i].first + tile.run[i].count, view.end);
       if (a >= b) continue;
       multiply<kTile, Into::kScale>(
-          group.rows, scratch.s + a, 1, value_row(tile.run[i], a - tile.run[i].first),
+          group.rows, scratch.s + a, 1, value_row<T>(tile.run[i], a - tile.run[i].first),
           tile.run[i].segment->v_stride, kPanel, b - a, scratch.o + r0 * value_pad, value_pad,
           table.value_dim / kLanes, factor);
       factor = kOne;
@@ -274,13 +210,13 @@ struct Forward {
     const bool read_in_place = direct && in_place;
     bool finite = true;
     if (!direct) {
-      pack_keys(tile);
-      finite = copy_values(tile);
+      pack_keys<T>(tile, table.head_dim, scratch.k);
+      finite = copy_values<T>(tile, table.value_dim, scratch.v);
     } else if (!in_place) {
-      copy_keys(tile);
-      finite = copy_values(tile);
+      copy_keys<T>(tile, table.head_dim, scratch.k);
+      finite = copy_values<T>(tile, table.value_dim, scratch.v);
     } else if (!whole || bias) {
-      finite = copy_values(tile);
+      finite = copy_values<T>(tile, table.value_dim, scratch.v);
     }
     for (int r0 = 0; r0 < rows; r0 += kGroup) {
       const RowGroup group = row_group(r0, std::min(kGroup, rows - r0), table.group);
