@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernel/parallel.h"
 #include "kernel/scan_helper.h"
 
 namespace heed::kernel::test {
@@ -100,7 +101,7 @@ void expect_backward(const ScanCase& c, double bound, double gate_bound,
 TEST(ScanBackward, EqualsReferenceOverOptionsAndSizes) {
   const int64_t sizes[][3] = {{1, 1, 1},   {5, 3, 7},    {16, 16, 16},  {33, 20, 5},
                               {64, 8, 64}, {77, 65, 33}, {130, 48, 100}};
-  TestThreads threads(2);
+  ThreadPool threads(2);
   uint64_t seed = 1;
   for_every_option([&](ScanCase c) {
     for (const auto& [time, dk, dv] : sizes) {
@@ -112,7 +113,7 @@ TEST(ScanBackward, EqualsReferenceOverOptionsAndSizes) {
       c.initial = seed % 3 != 0;
       c.beta = seed % 2 ? 1 : 2;
       c.seed = seed++;
-      expect_backward(c, 1e-5, 1e-5, seed % 2 ? &threads.parallel : nullptr, seed % 4 != 0);
+      expect_backward(c, 1e-5, 1e-5, seed % 2 ? threads.parallel() : nullptr, seed % 4 != 0);
     }
   });
 }
@@ -216,18 +217,18 @@ TEST(ScanBackward, NoTokensPassTheGradientOn) {
 }
 
 TEST(ScanBackward, SameThreadsSameBits) {
-  TestThreads threads(3);
+  ThreadPool threads(3);
   for_every_option([&](ScanCase c) {
     c.heads = 1;
     c.dv = 70;
     ScanRun run(c);
     ScanGradRun first(run), second(run);
-    ASSERT_EQ(scan_backward(run.args(), first.grads(), &threads.parallel), HEED_OK);
-    ASSERT_EQ(scan_backward(run.args(), second.grads(), &threads.parallel), HEED_OK);
+    ASSERT_EQ(scan_backward(run.args(), first.grads(), threads.parallel()), HEED_OK);
+    ASSERT_EQ(scan_backward(run.args(), second.grads(), threads.parallel()), HEED_OK);
     for (size_t i = 0; i < first.results.size(); ++i) {
       EXPECT_EQ(first.results[i].bytes, second.results[i].bytes) << kScanGradNames[i];
     }
-    expect_backward(c, 1e-5, 1e-5, &threads.parallel);
+    expect_backward(c, 1e-5, 1e-5, threads.parallel());
   });
 }
 

@@ -1,58 +1,15 @@
 #include "kernel/scan_helper.h"
 
-#include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
-#include <thread>
+
+#include "kernel/simd_dtype.h"
 
 namespace heed::kernel::test {
 
 const char* const kScanGradNames[9] = {
     "q", "k", "v", "p", "r", "beta", "log_decay", "bonus", "initial_state"};
-
-namespace {
-
-int64_t bytes_of(int32_t dtype) {
-  return dtype == HEED_FLOAT64 ? 8 : dtype == HEED_FLOAT32 ? 4 : 2;
-}
-
-double read_element(const char* data, int32_t dtype, int64_t i) {
-  if (dtype == HEED_FLOAT64) return reinterpret_cast<const double*>(data)[i];
-  if (dtype == HEED_FLOAT32) return reinterpret_cast<const float*>(data)[i];
-  const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[i];
-  if (dtype == HEED_FLOAT16) {
-    _Float16 value;
-    std::memcpy(&value, &bits, 2);
-    return static_cast<double>(value);
-  }
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
-void write_element(char* data, int32_t dtype, int64_t i, double value) {
-  if (dtype == HEED_FLOAT64) {
-    reinterpret_cast<double*>(data)[i] = value;
-  } else if (dtype == HEED_FLOAT32) {
-    reinterpret_cast<float*>(data)[i] = static_cast<float>(value);
-  } else if (dtype == HEED_FLOAT16) {
-    const _Float16 half = static_cast<_Float16>(value);
-    std::memcpy(data + 2 * i, &half, 2);
-  } else {
-    const float nearest = static_cast<float>(value);
-    uint32_t bits;
-    std::memcpy(&bits, &nearest, 4);
-    const uint16_t half = std::isnan(value)
-                              ? 0x7fc0
-                              : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    std::memcpy(data + 2 * i, &half, 2);
-  }
-}
-
-}  // namespace
 
 std::string ScanCase::name() const {
   std::string s = "B" + std::to_string(batch) + " T" + std::to_string(time) + " H" +
@@ -71,8 +28,8 @@ Stored::Stored(int32_t dtype, std::vector<int64_t> sizes, int64_t padding)
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < this->sizes.size(); ++i) rows *= this->sizes[i];
   const int64_t stored = rows * (this->sizes.back() + padding);
-  bytes.assign(stored * bytes_of(dtype) + 8, 0);
-  for (int64_t i = 0; i < stored; ++i) write_element(bytes.data(), dtype, i, NAN);
+  bytes.assign(stored * dtype_size(dtype) + 8, 0);
+  for (int64_t i = 0; i < stored; ++i) store_element(bytes.data(), dtype, i, NAN);
   for (int64_t i = 0; i < count(); ++i) set(i, 0);
 }
 
@@ -99,11 +56,11 @@ heed_view Stored::view() {
 
 double Stored::at(int64_t i) const {
   const int64_t last = sizes.back();
-  return read_element(bytes.data(), dtype, i / last * (last + padding) + i % last);
+  return load_element(bytes.data(), dtype, i / last * (last + padding) + i % last);
 }
 void Stored::set(int64_t i, double value) {
   const int64_t last = sizes.back();
-  write_element(bytes.data(), dtype, i / last * (last + padding) + i % last, value);
+  store_element(bytes.data(), dtype, i / last * (last + padding) + i % last, value);
 }
 std::vector<double> Stored::values() const {
   std::vector<double> out(count());
@@ -257,21 +214,6 @@ double relative_error(const std::vector<double>& x, const std::vector<double>& y
     return std::numeric_limits<double>::infinity();
   }
   return size > 0 ? std::sqrt(difference / size) : std::sqrt(difference);
-}
-
-TestThreads::TestThreads(int32_t threads) {
-  parallel.threads = threads;
-  parallel.data = nullptr;
-  parallel.run = [](const heed_parallel* self, int64_t n, heed_task task, void* context) {
-    std::atomic<int64_t> next{0};
-    std::vector<std::thread> workers;
-    for (int32_t w = 0; w < self->threads; ++w) {
-      workers.emplace_back([&, w] {
-        for (int64_t i; (i = next++) < n;) task(i, w, context);
-      });
-    }
-    for (std::thread& worker : workers) worker.join();
-  };
 }
 
 }  // namespace heed::kernel::test

@@ -66,10 +66,4 @@ extern const char* const kScanGradNames[9];
 // |x - y| / |y| over all entries; |x - y| where y is 0. NaN anywhere gives infinity.
 double relative_error(const std::vector<double>& x, const std::vector<double>& y);
 
-// Runs on `threads` threads of its own.
-struct TestThreads {
-  explicit TestThreads(int32_t threads);
-  heed_parallel parallel;
-};
-
 }  // namespace heed::kernel::test

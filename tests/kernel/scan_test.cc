@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernel/parallel.h"
 #include "kernel/scan_helper.h"
 
 namespace heed::kernel::test {
@@ -41,7 +42,7 @@ void for_every_option(Visit visit) {
 TEST(ScanForward, EqualsReferenceOverOptionsAndSizes) {
   const int64_t sizes[][3] = {{1, 1, 1},   {5, 3, 7},    {16, 16, 16},  {33, 20, 5},
                               {64, 8, 64}, {77, 65, 33}, {130, 48, 100}};
-  TestThreads threads(2);
+  ThreadPool threads(2);
   uint64_t seed = 1;
   for_every_option([&](ScanCase c) {
     for (const auto& [time, dk, dv] : sizes) {
@@ -53,7 +54,7 @@ TEST(ScanForward, EqualsReferenceOverOptionsAndSizes) {
       c.initial = seed % 3 != 0;
       c.beta = seed % 2 ? 1 : 2;
       c.seed = seed++;
-      expect_forward(c, 2e-6, 2e-6, seed % 2 ? &threads.parallel : nullptr);
+      expect_forward(c, 2e-6, 2e-6, seed % 2 ? threads.parallel() : nullptr);
     }
   });
 }
@@ -160,9 +161,9 @@ TEST(ScanForward, ThreadsChangeNoBit) {
     ScanRun one(c);
     ASSERT_EQ(scan_forward(one.args(), nullptr), HEED_OK);
     for (int32_t count : {2, 3, 5, 16}) {
-      TestThreads threads(count);
+      ThreadPool threads(count);
       ScanRun many(c);
-      ASSERT_EQ(scan_forward(many.args(), &threads.parallel), HEED_OK);
+      ASSERT_EQ(scan_forward(many.args(), threads.parallel()), HEED_OK);
       EXPECT_EQ(one.out.bytes, many.out.bytes) << c.name() << " threads " << count;
       EXPECT_EQ(one.final_state.bytes, many.final_state.bytes) << c.name();
     }
@@ -202,7 +203,7 @@ TEST(ScanForward, SplitSequenceCarriesTheState) {
 }
 
 TEST(ScanStep, PrefillThenStepsEqualsOnePass) {
-  TestThreads threads(2);
+  ThreadPool threads(2);
   const int64_t sizes[][2] = {{16, 16}, {7, 5}, {33, 70}, {64, 128}, {20, 257}};
   for_every_option([&](ScanCase c) {
     for (const auto& [dk, dv] : sizes) {
@@ -221,7 +222,7 @@ TEST(ScanStep, PrefillThenStepsEqualsOnePass) {
         for (int64_t t = 20; t < 40; ++t) {
           ScanArgs step = part(all, t, t + 1);
           step.initial_state = all.final_state;
-          ASSERT_EQ(scan_step(step, &threads.parallel), HEED_OK) << scan_message();
+          ASSERT_EQ(scan_step(step, threads.parallel()), HEED_OK) << scan_message();
         }
         const double bound = dtype == HEED_FLOAT32 ? 2e-6 : 3e-3;
         EXPECT_LE(relative_error(run.out.values(), run.out64.values()), bound) << c.name();

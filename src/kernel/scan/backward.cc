@@ -9,13 +9,12 @@
 // The gradient at the log decay of token t gathers every product that crosses t: pairs j < t <= i,
 // reads i >= t, writes j < t, and S0 . dS1. It is summed from such products alone, never as a
 // difference of larger sums; a reset makes each of them 0.
-#include <hwy/aligned_allocator.h>
-
 #include <memory>
 #include <vector>
 
+#include "kernel/parallel.h"
 #include "kernel/scan/problem.h"
-#include "kernel/scan/targets.h"
+#include "kernel/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernel/scan/backward.cc"
@@ -513,32 +512,28 @@ struct ColumnParts {
 
 heed_status backward(const ScanProblem& s, const ScanGradProblem& grads,
                      const heed_parallel* parallel) {
-  const int32_t threads = scan_threads(parallel);
+  const int32_t threads = parallel_threads(parallel);
   const int64_t pairs = s.sequences * s.heads;
   const int64_t column_blocks = pairs == 0 ? 1 : scan_column_blocks(pairs, s.dv, threads);
-  const int64_t widest =
-      std::min(s.dv, (scan_columns(0, column_blocks, s.dv).width + 16 + 15) / 16 * 16);
   int64_t longest = 0;
   for (int64_t n = 0; n < s.sequences; ++n) longest = std::max(longest, s.span(n).length);
-  const int64_t floats = HWY_DYNAMIC_DISPATCH(backward_scratch)(s, widest, longest);
-  auto scratch = hwy::AllocateAligned<float>(floats * threads);
-  if (scratch == nullptr) {
-    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
-                     static_cast<long long>(floats * threads * 4));
-  }
-  std::fill_n(scratch.get(), floats * threads, 0.0f);
+  const int64_t floats =
+      HWY_DYNAMIC_DISPATCH(backward_scratch)(s, scan_widest(column_blocks, s.dv), longest);
+  ScanScratch scratch;
+  const heed_status status = scratch.take(ScanArgs{}, floats * threads);
+  if (status != HEED_OK) return status;
   ColumnParts parts(s, grads, column_blocks);
   std::vector<double> head_decay(pairs * column_blocks), bonus(pairs * column_blocks * s.dk);
   const auto task = HWY_DYNAMIC_DISPATCH(backward_task);
-  scan_run(parallel, pairs * column_blocks, [&](int64_t i, int32_t worker) {
+  parallel_for(parallel, pairs * column_blocks, [&](int64_t i, int32_t worker) {
     const int64_t pair = i / column_blocks, block = i % column_blocks;
     task(s, parts.blocks[block], pair / s.heads, pair % s.heads,
-         scan_columns(block, column_blocks, s.dv), longest, scratch.get() + worker * floats,
+         scan_columns(block, column_blocks, s.dv), longest, scratch.floats() + worker * floats,
          &head_decay[i], &bonus[i * s.dk]);
   });
   if (column_blocks > 1) {
-    scan_run(parallel, s.batch * s.time,
-             [&](int64_t row, int32_t worker) { parts.add_up(s, row); });
+    parallel_for(parallel, s.batch * s.time,
+                 [&](int64_t row, int32_t worker) { parts.add_up(s, row); });
   }
   // Sums over sequences and columns, in their order.
   for (int64_t h = 0; h < s.heads; ++h) {

@@ -22,6 +22,7 @@
 #include <limits>
 
 #include "kernel/scan/problem.h"
+#include "kernel/simd_dtype.h"
 
 #if defined(HEED_SCAN_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEED_SCAN_BLOCK_INL_H_
@@ -149,11 +150,9 @@ HWY_INLINE void store_state(const float* state, const Block& b, int64_t n, int64
   }
 }
 
-HWY_INLINE int64_t dtype_bytes(int32_t dtype) { return dtype == HEED_FLOAT32 ? 4 : 2; }
-
 HWY_INLINE const char* token_row(const ScanTensor& x, int64_t b, int64_t t, int64_t h,
                                  int64_t first = 0) {
-  return x.data + (b * x.b + t * x.t + h * x.h + first) * dtype_bytes(x.dtype);
+  return x.data + (b * x.b + t * x.t + h * x.h + first) * dtype_size(x.dtype);
 }
 HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t h) {
   return reinterpret_cast<const float*>(x.data)[b * x.b + t * x.t + h * x.h];

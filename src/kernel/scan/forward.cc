@@ -1,10 +1,9 @@
 // scan_forward: every (sequence, head, block of value columns) is one task that carries its state
 // over blocks of tokens (block-inl.h). The columns of a state never meet in the recurrence, so the
 // result does not depend on how they are split over threads.
-#include <hwy/aligned_allocator.h>
-
+#include "kernel/parallel.h"
 #include "kernel/scan/problem.h"
-#include "kernel/scan/targets.h"
+#include "kernel/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernel/scan/forward.cc"
@@ -54,28 +53,28 @@ namespace heed::kernel {
 HWY_EXPORT(forward_scratch);
 HWY_EXPORT(forward_task);
 
+int64_t forward_floats(const ScanProblem& s, int32_t threads) {
+  const int64_t blocks = scan_column_blocks(s.sequences * s.heads, s.dv, threads);
+  return threads * HWY_DYNAMIC_DISPATCH(forward_scratch)(s, scan_widest(blocks, s.dv));
+}
+
 heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
   ScanProblem s;
-  const heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
+  heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
   if (status != HEED_OK) return status;
-  const int32_t threads = scan_threads(parallel);
+  const int32_t threads = parallel_threads(parallel);
   const int64_t pairs = s.sequences * s.heads;
   if (pairs == 0) return HEED_OK;
   const int64_t blocks = scan_column_blocks(pairs, s.dv, threads);
-  // The first block of columns is never narrower than another by more than 16.
-  const int64_t widest = std::min(s.dv, (scan_columns(0, blocks, s.dv).width + 16 + 15) / 16 * 16);
-  const int64_t floats = HWY_DYNAMIC_DISPATCH(forward_scratch)(s, widest);
-  auto scratch = hwy::AllocateAligned<float>(floats * threads);
-  if (scratch == nullptr) {
-    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
-                     static_cast<long long>(floats * threads * 4));
-  }
-  std::fill_n(scratch.get(), floats * threads, 0.0f);
+  const int64_t floats = forward_floats(s, threads);
+  ScanScratch scratch;
+  status = scratch.take(args, floats);
+  if (status != HEED_OK) return status;
   const auto task = HWY_DYNAMIC_DISPATCH(forward_task);
-  scan_run(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
+  parallel_for(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
     const int64_t pair = i / blocks;
     task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
-         scratch.get() + worker * floats);
+         scratch.floats() + worker * (floats / threads));
   });
   return HEED_OK;
 }

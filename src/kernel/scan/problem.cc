@@ -3,6 +3,8 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 
 namespace heed::kernel {
@@ -194,6 +196,28 @@ heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
     }
   }
   *problem = p;
+  return HEED_OK;
+}
+
+ScanScratch::~ScanScratch() { std::free(own_); }
+
+heed_status ScanScratch::take(const ScanArgs& args, int64_t floats) {
+  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float));
+  void* memory = args.workspace;
+  if (memory == nullptr) {
+    memory = own_ = std::malloc(static_cast<size_t>(bytes + kScanAlignment));
+    if (memory == nullptr) {
+      return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
+                       static_cast<long long>(bytes));
+    }
+  } else if (args.workspace_bytes < bytes + kScanAlignment) {
+    return scan_fail(HEED_INVALID_ARGUMENT, "scan: the workspace has %lld bytes, %lld are needed",
+                     static_cast<long long>(args.workspace_bytes),
+                     static_cast<long long>(bytes + kScanAlignment));
+  }
+  const uintptr_t at = reinterpret_cast<uintptr_t>(memory) + kScanAlignment - 1;
+  floats_ = reinterpret_cast<float*>(at / kScanAlignment * kScanAlignment);
+  std::memset(floats_, 0, static_cast<size_t>(bytes));
   return HEED_OK;
 }
 

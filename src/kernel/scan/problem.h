@@ -54,30 +54,21 @@ heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
 heed_status check_scan_grads(const ScanGrads& grads, ScanDtypes dtypes, const ScanProblem& problem,
                              ScanGradProblem* out);
 
+// The scratch of a call: the caller's workspace, or memory of its own. Zeros, 64-byte aligned.
+class ScanScratch {
+ public:
+  ~ScanScratch();
+  heed_status take(const ScanArgs& args, int64_t floats);
+  float* floats() const { return floats_; }
+
+ private:
+  float* floats_ = nullptr;
+  void* own_ = nullptr;
+};
+constexpr int64_t kScanAlignment = 64;
+
 heed_status scan_fail(heed_status status, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
-
-// Runs task(i, worker) for i in [0, n) on the caller's threads; one thread without them.
-template <typename Task>
-void scan_run(const heed_parallel* parallel, int64_t n, const Task& task) {
-  if (n <= 0) return;
-  if (parallel == nullptr || parallel->run == nullptr || parallel->threads <= 1 || n == 1) {
-    for (int64_t i = 0; i < n; ++i) task(i, 0);
-    return;
-  }
-  parallel->run(
-      parallel, n,
-      [](int64_t i, int32_t worker, void* context) {
-        (*static_cast<const Task*>(context))(i, worker);
-      },
-      const_cast<Task*>(&task));
-}
-
-inline int32_t scan_threads(const heed_parallel* parallel) {
-  return parallel == nullptr || parallel->run == nullptr || parallel->threads < 1
-             ? 1
-             : parallel->threads;
-}
 
 // Into how many blocks the columns of the states are split, so that `threads` workers have equal
 // shares: the columns of S never meet in the recurrence. Blocks are whole multiples of 16 columns.
@@ -98,5 +89,15 @@ inline ScanColumns scan_columns(int64_t block, int64_t blocks, int64_t dv) {
   if (last > dv) last = dv;
   return {first, last - first};
 }
+
+// The widest of the blocks.
+inline int64_t scan_widest(int64_t blocks, int64_t dv) {
+  const int64_t tiles = ((dv + 15) / 16 + blocks - 1) / blocks;
+  return tiles * 16 < dv ? tiles * 16 : dv;
+}
+
+// Scratch of a whole call, in floats.
+int64_t forward_floats(const ScanProblem& s, int32_t threads);
+int64_t step_floats(const ScanProblem& s, int32_t threads);
 
 }  // namespace heed::kernel

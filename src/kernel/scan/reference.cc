@@ -1,77 +1,13 @@
 // The recurrence of scan.h and its adjoint, one token after the other in double precision. No
 // chunks, no SIMD, no log-space tricks: exp(-inf) = 0 is a reset by itself.
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "kernel/scan/problem.h"
+#include "kernel/simd_dtype.h"
 
 namespace heed::kernel {
 namespace {
-
-double load(const char* data, int32_t dtype, int64_t i) {
-  switch (dtype) {
-    case HEED_FLOAT64:
-      return reinterpret_cast<const double*>(data)[i];
-    case HEED_BFLOAT16: {
-      const uint32_t bits = static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(data)[i]) << 16;
-      float value;
-      std::memcpy(&value, &bits, sizeof(value));
-      return value;
-    }
-    case HEED_FLOAT16: {
-      const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[i];
-      const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-      const double sign = bits >> 15 ? -1.0 : 1.0;
-      if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
-      if (exponent == 0) return sign * std::ldexp(mantissa, -24);
-      return sign * std::ldexp(1024 + mantissa, exponent - 25);
-    }
-    default:
-      return reinterpret_cast<const float*>(data)[i];
-  }
-}
-
-void store(char* data, int32_t dtype, int64_t i, double value) {
-  if (dtype == HEED_FLOAT64) {
-    reinterpret_cast<double*>(data)[i] = value;
-    return;
-  }
-  if (dtype == HEED_FLOAT32) {
-    reinterpret_cast<float*>(data)[i] = static_cast<float>(value);
-    return;
-  }
-  // The nearest 16-bit value, ties to even, by its spacing around `value`.
-  uint16_t bits;
-  const double size = std::fabs(value);
-  if (dtype == HEED_BFLOAT16) {
-    const float nearest = static_cast<float>(value);
-    uint32_t wide;
-    std::memcpy(&wide, &nearest, sizeof(wide));
-    bits = std::isnan(value) ? 0x7fc0
-                             : static_cast<uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
-  } else if (std::isnan(value)) {
-    bits = 0x7e00;
-  } else {
-    int exponent = 0;
-    std::frexp(size, &exponent);
-    exponent = size == 0 || exponent < -13 ? -13 : exponent;  // below: subnormal spacing
-    const double units = std::nearbyint(std::ldexp(size, 11 - exponent));
-    const double rounded = std::ldexp(units, exponent - 11);
-    if (rounded >= 65520) {
-      bits = 0x7c00;
-    } else if (rounded < std::ldexp(1, -14)) {
-      bits = static_cast<uint16_t>(std::ldexp(rounded, 24));
-    } else {
-      int e = 0;
-      const double fraction = std::frexp(rounded, &e);
-      bits = static_cast<uint16_t>(((e + 14) << 10) +
-                                   (static_cast<int>(std::ldexp(fraction, 11)) - 1024));
-    }
-    if (std::signbit(value)) bits |= 0x8000;
-  }
-  reinterpret_cast<uint16_t*>(data)[i] = bits;
-}
 
 using Row = std::vector<double>;
 
@@ -84,13 +20,13 @@ struct Reader {
     Row out(size, 0.0);
     if (!x) return out;
     const int64_t at = b * x.b + (t0 + t) * x.t + h * x.h;
-    for (int64_t i = 0; i < size; ++i) out[i] = load(x.data, x.dtype, at + i);
+    for (int64_t i = 0; i < size; ++i) out[i] = load_element(x.data, x.dtype, at + i);
     return out;
   }
   void write(const ScanTensor& x, int64_t t, const Row& values) const {
     if (!x) return;
     const int64_t at = b * x.b + (t0 + t) * x.t + h * x.h;
-    for (size_t i = 0; i < values.size(); ++i) store(x.data, x.dtype, at + i, values[i]);
+    for (size_t i = 0; i < values.size(); ++i) store_element(x.data, x.dtype, at + i, values[i]);
   }
   Row log_decay(int64_t t) const {
     if (p.decay == Decay::kNone) return Row(p.dk, 0.0);
@@ -101,7 +37,7 @@ struct Reader {
     Row out(p.dk, 0.0);
     if (p.bonus) {
       for (int64_t i = 0; i < p.dk; ++i) {
-        out[i] = load(p.bonus.data, p.bonus.dtype, h * p.bonus.h + i);
+        out[i] = load_element(p.bonus.data, p.bonus.dtype, h * p.bonus.h + i);
       }
     }
     return out;
@@ -111,7 +47,7 @@ struct Reader {
     if (!x) return s;
     for (int64_t d = 0; d < p.dk; ++d) {
       for (int64_t e = 0; e < p.dv; ++e) {
-        s[d * p.dv + e] = load(x.data, x.dtype, n * x.b + h * x.t + d * x.h + e);
+        s[d * p.dv + e] = load_element(x.data, x.dtype, n * x.b + h * x.t + d * x.h + e);
       }
     }
     return s;
@@ -120,7 +56,7 @@ struct Reader {
     if (!x) return;
     for (int64_t d = 0; d < p.dk; ++d) {
       for (int64_t e = 0; e < p.dv; ++e) {
-        store(x.data, x.dtype, n * x.b + h * x.t + d * x.h + e, s[d * p.dv + e]);
+        store_element(x.data, x.dtype, n * x.b + h * x.t + d * x.h + e, s[d * p.dv + e]);
       }
     }
   }
@@ -318,11 +254,11 @@ heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads
       in.write_state(g.initial_state, ds);
     }
     if (p.decay == Decay::kHead && g.log_decay) {
-      store(g.log_decay.data, g.log_decay.dtype, h * g.log_decay.h, grad_head_decay);
+      store_element(g.log_decay.data, g.log_decay.dtype, h * g.log_decay.h, grad_head_decay);
     }
     if (g.bonus) {
       for (int64_t d = 0; d < dk; ++d) {
-        store(g.bonus.data, g.bonus.dtype, h * g.bonus.h + d, grad_bonus[d]);
+        store_element(g.bonus.data, g.bonus.dtype, h * g.bonus.h + d, grad_bonus[d]);
       }
     }
   }

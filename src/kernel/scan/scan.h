@@ -34,21 +34,24 @@ enum class Read : int32_t { kAfter = 0, kBefore = 1 };
 // Packs: cu_seqlens has N+1 offsets (then B = 1 and states are [N, H, Dk, Dv]).
 struct ScanArgs {
   uint32_t struct_size = sizeof(ScanArgs);
-  heed_view q, k, v;        // [B,T,H,Dk], [B,T,H,Dk], [B,T,H,Dv]
-  heed_view p, r;           // [B,T,H,Dk], Correction::kGeneral only
-  heed_view beta;           // [B,T,H], Correction::kDelta only
-  heed_view log_decay;      // by `decay`; <= 0, -inf allowed
-  heed_view bonus;          // u [H,Dk], Read::kBefore only; may be absent
-  heed_view initial_state;  // [B or N,H,Dk,Dv] contiguous; absent: zero
+  heed_view q{}, k{}, v{};    // [B,T,H,Dk], [B,T,H,Dk], [B,T,H,Dv]
+  heed_view p{}, r{};         // [B,T,H,Dk], Correction::kGeneral only
+  heed_view beta{};           // [B,T,H], Correction::kDelta only
+  heed_view log_decay{};      // by `decay`; <= 0, -inf allowed
+  heed_view bonus{};          // u [H,Dk], Read::kBefore only; may be absent
+  heed_view initial_state{};  // [B or N,H,Dk,Dv] contiguous; absent: zero
   const int64_t* cu_seqlens = nullptr;
   int64_t sequences = 0;  // N
   Decay decay = Decay::kNone;
   Correction correction = Correction::kNone;
   Read read = Read::kAfter;
   float scale = 1;
-  int32_t chunk = 64;     // rounding only; the CPU kernels take at most 32 tokens at once
-  heed_view out;          // [B,T,H,Dv], dtype of v
-  heed_view final_state;  // [B or N,H,Dk,Dv] contiguous
+  int32_t chunk = 64;       // rounding only; the CPU kernels take at most 32 tokens at once
+  heed_view out{};          // [B,T,H,Dv], dtype of v
+  heed_view final_state{};  // [B or N,H,Dk,Dv] contiguous; may be absent
+  // Scratch memory of at least scan_workspace_bytes(); absent: forward and step allocate their own.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
 };
 
 // Chunked forward over whole sequences. T = 0 and empty sequences leave final_state =
@@ -59,15 +62,20 @@ heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel);
 // initial_state.data.
 heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel);
 
+// Bytes of scratch that scan_forward (or scan_step, if `step`) needs on that many threads; -1 where
+// the arguments are wrong, with scan_message().
+int64_t scan_workspace_bytes(const ScanArgs& args, int32_t threads, bool step);
+
 // Gradients, all float32 and contiguous in the shape of the tensor they belong to; absent views are
 // not computed. grad_log_decay of a -inf entry is 0. Kept inputs only: the states at chunk starts
 // are computed again.
 struct ScanGrads {
   uint32_t struct_size = sizeof(ScanGrads);
-  heed_view grad_out;          // [B,T,H,Dv], dtype of v
-  heed_view grad_final_state;  // absent: zero
-  heed_view grad_q, grad_k, grad_v, grad_p, grad_r, grad_beta, grad_log_decay, grad_bonus;
-  heed_view grad_initial_state;
+  heed_view grad_out{};          // [B,T,H,Dv], dtype of v
+  heed_view grad_final_state{};  // absent: zero
+  heed_view grad_q{}, grad_k{}, grad_v{}, grad_p{}, grad_r{}, grad_beta{}, grad_log_decay{},
+      grad_bonus{};
+  heed_view grad_initial_state{};
 };
 heed_status scan_backward(const ScanArgs& args, const ScanGrads& grads,
                           const heed_parallel* parallel);

@@ -15,6 +15,7 @@
 #include <hwy/highway.h>
 
 #include "heed/view.h"
+#include "kernel/simd_dtype.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
@@ -211,6 +212,11 @@ HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t n, char* data,
     float* to = reinterpret_cast<float*>(data);
     for (; i + kLanes <= n; i += kLanes) hn::StoreU(hn::LoadU(d, from + i), d, to + i);
     for (; i < n; ++i) to[i] = from[i];
+    return;
+  }
+  // Highway's portable conversion to float16 rounds towards zero.
+  if (HWY_TARGET == HWY_SCALAR) {
+    for (; i < n; ++i) store_element(data, dtype, i, from[i]);
     return;
   }
   const hn::Rebind<uint16_t, DF> du16;

@@ -1,7 +1,8 @@
 // scan_step: one token, the state updated in place. The state is read and written once from memory:
 // the corrected forms go over a block of 64 columns twice while it is in the cache.
+#include "kernel/parallel.h"
 #include "kernel/scan/problem.h"
-#include "kernel/scan/targets.h"
+#include "kernel/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernel/scan/step.cc"
@@ -129,40 +130,48 @@ void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, 
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <hwy/aligned_allocator.h>
-
 namespace heed::kernel {
 
 HWY_EXPORT(step_scratch);
 HWY_EXPORT(step_task);
 
+int64_t step_floats(const ScanProblem& s, int32_t threads) {
+  return threads * HWY_DYNAMIC_DISPATCH(step_scratch)(s);
+}
+
 heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
   ScanProblem s;
-  const heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
+  heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
   if (status != HEED_OK) return status;
   if (s.time != 1 || s.cu_seqlens != nullptr) {
     return scan_fail(HEED_INVALID_ARGUMENT,
                      "scan: a step takes T = 1 and no cu_seqlens, not T = %lld",
                      static_cast<long long>(s.time));
   }
-  const int32_t threads = scan_threads(parallel);
+  const int32_t threads = parallel_threads(parallel);
   const int64_t pairs = s.sequences * s.heads;
   if (pairs == 0) return HEED_OK;
   const int64_t blocks = scan_column_blocks(pairs, s.dv, threads);
-  const int64_t floats = HWY_DYNAMIC_DISPATCH(step_scratch)(s);
-  auto scratch = hwy::AllocateAligned<float>(floats * threads);
-  if (scratch == nullptr) {
-    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
-                     static_cast<long long>(floats * threads * 4));
-  }
-  std::fill_n(scratch.get(), floats * threads, 0.0f);
+  const int64_t floats = step_floats(s, threads);
+  ScanScratch scratch;
+  status = scratch.take(args, floats);
+  if (status != HEED_OK) return status;
   const auto task = HWY_DYNAMIC_DISPATCH(step_task);
-  scan_run(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
+  parallel_for(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
     const int64_t pair = i / blocks;
     task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
-         scratch.get() + worker * floats);
+         scratch.floats() + worker * (floats / threads));
   });
   return HEED_OK;
+}
+
+int64_t scan_workspace_bytes(const ScanArgs& args, int32_t threads, bool step) {
+  ScanProblem s;
+  if (check_scan(args, ScanDtypes::kKernel, false, &s) != HEED_OK) return -1;
+  const int32_t workers = threads < 1 ? 1 : threads;
+  if (s.sequences == 0) return kScanAlignment;
+  const int64_t floats = step ? step_floats(s, workers) : forward_floats(s, workers);
+  return floats * static_cast<int64_t>(sizeof(float)) + kScanAlignment;
 }
 
 }  // namespace heed::kernel
