@@ -5,8 +5,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "heed/parallel.h"
 
 namespace heed::kernel {
 
@@ -79,3 +83,31 @@ ThreadPool::~ThreadPool() {
 }
 
 }  // namespace heed::kernel
+
+namespace {
+
+// The pool behind the C interface: `parallel` comes first, so that its address leads back here.
+struct OwnedPool {
+  heed_parallel parallel;
+  heed::kernel::ThreadPool pool;
+
+  explicit OwnedPool(int32_t threads) : pool(threads) { parallel = *pool.parallel(); }
+};
+
+}  // namespace
+
+extern "C" {
+
+heed_parallel* heed_thread_pool_create(int32_t threads) {
+  try {
+    return &(new OwnedPool(threads))->parallel;
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  } catch (const std::system_error&) {
+    return nullptr;
+  }
+}
+
+void heed_thread_pool_destroy(heed_parallel* pool) { delete reinterpret_cast<OwnedPool*>(pool); }
+
+}  // extern "C"

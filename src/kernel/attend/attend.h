@@ -85,6 +85,9 @@ struct AttendTable {
 // Errors: HEED_INVALID_ARGUMENT (sizes, dtypes), HEED_OUT_OF_MEMORY (scratch).
 heed_status attend_forward(const AttendTable& table, const heed_parallel* parallel);
 
+// Frees the scratch memory that attend_forward keeps for the calling thread.
+void attend_release();
+
 // Gradients of one job's tensors. `grad_*` are float32, contiguous over the last dimension, and are
 // ADDED to (grad_k and grad_v of a KV head sum over its query heads); NULL ones are left out. Jobs may
 // share grad_slopes, nothing else: it is added to in the order of the jobs.

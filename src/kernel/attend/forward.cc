@@ -47,8 +47,13 @@ struct Plan {
   int64_t part_floats = 0;
   Buffer parts;
   Buffer scratch;
-  bool busy = false;  // a call from inside a task of this thread's own call uses a plan of its own
+  bool busy = false;  // a call from inside a task of a call uses another plan
 };
+
+Plan& kept_plan() {
+  thread_local Plan plan;
+  return plan;
+}
 
 int64_t floats_a_part(const AttendTable& table, const ForwardUnit& unit) {
   return rows_of(table, unit) * (2 + table.value_dim);
@@ -214,21 +219,26 @@ heed_status attend_forward(const AttendTable& table, const heed_parallel* parall
   const heed_status status = attend::validate(table);
   if (status != HEED_OK) return status;
   if (!attend::has_vectors()) return attend_reference(table);
-  thread_local attend::Plan kept;
+  attend::Plan& kept = attend::kept_plan();
   try {
     if (kept.busy) {
       attend::Plan plan;
       attend::run_plan(table, parallel, plan);
-    } else {
-      kept.busy = true;
-      attend::run_plan(table, parallel, kept);
-      kept.busy = false;
+      return HEED_OK;
     }
+    kept.busy = true;
+    attend::run_plan(table, parallel, kept);
+    kept.busy = false;
   } catch (const std::bad_alloc&) {
     kept.busy = false;
     return HEED_OUT_OF_MEMORY;
   }
   return HEED_OK;
+}
+
+void attend_release() {
+  attend::Plan& kept = attend::kept_plan();
+  if (!kept.busy) kept = attend::Plan();
 }
 
 }  // namespace heed::kernel
