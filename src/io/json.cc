@@ -157,8 +157,7 @@ Json parse_json(std::string_view text, const std::string& file, const JsonLimits
 
 Json read_json(const std::string& path, const JsonLimits& limits) {
   const MappedFile file(path);
-  const auto bytes = file.bytes();
-  return parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path, limits);
+  return parse_json(file.text(), path, limits);
 }
 
 std::string canonical_json(const Json& value) { return dump(value, -1); }

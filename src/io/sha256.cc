@@ -88,10 +88,6 @@ std::string sha256_hex(std::string_view bytes) {
   return sha.hex();
 }
 
-std::string sha256_of_file(const std::string& path) {
-  const MappedFile file(path);
-  const auto bytes = file.bytes();
-  return sha256_hex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-}
+std::string sha256_of_file(const std::string& path) { return sha256_hex(MappedFile(path).text()); }
 
 }  // namespace heed
