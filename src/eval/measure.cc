@@ -1,0 +1,397 @@
+#include "eval/measure.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "cache/kv_state.h"
+#include "io/error.h"
+#include "op/attend.h"
+
+namespace heed::eval {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+void wait_for(const at::Device& device) {
+  // A copy to the host waits for everything before it.
+  if (device.is_cuda()) at::zeros({1}, at::TensorOptions().device(device)).item<float>();
+}
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+at::Tensor as_ids(std::span<const int64_t> tokens, const at::Device& device) {
+  return at::tensor(at::ArrayRef<int64_t>(tokens.data(), tokens.size()), at::kLong)
+      .to(device)
+      .unsqueeze(0);
+}
+
+// Loss of each row of logits [n, V] against targets [n], float32; rows are taken in pieces so that
+// the scores of a long text never lie in memory at once.
+at::Tensor row_losses(const Decoder& model, const at::Tensor& hidden, const at::Tensor& targets,
+                      at::Tensor* correct = nullptr) {
+  constexpr int64_t kRows = 256;
+  std::vector<at::Tensor> losses, hits;
+  for (int64_t begin = 0; begin < hidden.size(0); begin += kRows) {
+    const int64_t end = std::min(begin + kRows, hidden.size(0));
+    const auto scores = model.logits(hidden.slice(0, begin, end)).to(at::kFloat);
+    const auto target = targets.slice(0, begin, end).unsqueeze(1);
+    losses.push_back(at::logsumexp(scores, 1) - scores.gather(1, target).squeeze(1));
+    if (correct) hits.push_back(scores.argmax(1) == target.squeeze(1));
+  }
+  if (correct) *correct = at::cat(hits).cpu();
+  return at::cat(losses).cpu();
+}
+
+StateOptions state_options(const Setting& setting) {
+  StateOptions options;
+  options.kv_dtype = setting.kv_dtype;
+  options.programs = setting.programs;
+  return options;
+}
+
+// Runs tokens through the state chunk by chunk; `use` gets each chunk's hidden rows [n, C] and the
+// position of the first.
+template <typename Use>
+double run_chunks(const Decoder& model, std::span<const int64_t> tokens, DecoderState& state,
+                  int64_t chunk, Use use) {
+  double spent = 0;
+  const int64_t total = static_cast<int64_t>(tokens.size());
+  for (int64_t begin = 0; begin < total; begin += chunk) {
+    check_interrupted();
+    const int64_t count = std::min(chunk, total - begin);
+    const auto ids = as_ids(tokens.subspan(begin, count), model.options().device);
+    Pass pass;
+    pass.states = {&state};
+    const auto start = Clock::now();
+    const auto hidden = model.hidden(ids, pass);
+    wait_for(model.options().device);
+    spent += milliseconds_since(start);
+    use(hidden[0], begin);
+  }
+  return spent;
+}
+
+}  // namespace
+
+double TextResult::nll() const {
+  double sum = 0;
+  int64_t tokens = 0;
+  for (const auto& text : texts) {
+    sum += text.nll;
+    tokens += text.tokens;
+  }
+  return tokens ? sum / static_cast<double>(tokens) : 0;
+}
+
+double TextResult::perplexity() const { return std::exp(nll()); }
+
+TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
+                        const Setting& setting, int64_t from, Progress& progress) {
+  c10::InferenceMode no_gradients;
+  TextResult result;
+  std::vector<double> times;
+  progress.begin("perplexity", static_cast<int64_t>(texts.size()));
+  for (size_t n = 0; n < texts.size(); ++n) {
+    const Tokens& text = texts[n];
+    const int64_t total = static_cast<int64_t>(text.size());
+    if (total <= from) {
+      throw UsageError(
+          "a text of {} tokens has nothing after position {} to score; give longer "
+          "text or a smaller start",
+          total, from);
+    }
+    const auto targets = as_ids(text, model.options().device)[0];
+    auto state = model.make_state(state_options(setting));
+    TextResult::Text scored;
+    times.push_back(run_chunks(
+        model, text, *state, setting.chunk, [&](const at::Tensor& hidden, int64_t begin) {
+          // Row r predicts token begin + r + 1; scored are tokens from `from` on.
+          const int64_t first = std::max<int64_t>(0, from - 1 - begin);
+          const int64_t last = std::min(hidden.size(0), total - 1 - begin);
+          if (first >= last) return;
+          const auto losses = row_losses(model, hidden.slice(0, first, last),
+                                         targets.slice(0, begin + first + 1, begin + last + 1));
+          scored.nll += losses.to(at::kDouble).sum().item<double>();
+          scored.tokens += last - first;
+        }));
+    if (!std::isfinite(scored.nll)) {
+      throw Error("the loss of text {} is not finite; the model or its dtype cannot run it", n);
+    }
+    result.kv_bytes = std::max(result.kv_bytes, state->bytes());
+    result.texts.push_back(scored);
+    progress.step(static_cast<int64_t>(n) + 1);
+  }
+  progress.end();
+  result.prefill_ms = median(times);
+  return result;
+}
+
+std::vector<NeedleResult> measure_needles(const Decoder& model,
+                                          const std::vector<data::NeedleDocument>& documents,
+                                          const Setting& setting, Progress& progress) {
+  c10::InferenceMode no_gradients;
+  std::vector<NeedleResult> results;
+  progress.begin("needles", static_cast<int64_t>(documents.size()));
+  for (size_t d = 0; d < documents.size(); ++d) {
+    const auto& document = documents[d];
+    const Tokens tokens(document.tokens.begin(), document.tokens.end());
+    auto state = model.make_state(state_options(setting));
+    run_chunks(model, tokens, *state, setting.chunk, [](const at::Tensor&, int64_t) {});
+
+    // All questions in one pass: a pack with a fork of the state for each.
+    std::vector<std::unique_ptr<DecoderState>> forks;
+    Pass pass;
+    pass.cu_seqlens = {0};
+    Tokens ids, targets, rows;
+    for (const auto& needle : document.needles) {
+      const int64_t begin = static_cast<int64_t>(ids.size());
+      ids.insert(ids.end(), needle.question.begin(), needle.question.end());
+      ids.insert(ids.end(), needle.answer.begin(), needle.answer.end() - 1);
+      for (size_t a = 0; a < needle.answer.size(); ++a) {
+        rows.push_back(begin + static_cast<int64_t>(needle.question.size() + a) - 1);
+        targets.push_back(needle.answer[a]);
+      }
+      pass.cu_seqlens.push_back(static_cast<int64_t>(ids.size()));
+      forks.push_back(state->fork());
+      pass.states.push_back(forks.back().get());
+    }
+    if (!document.needles.empty()) {
+      const auto device = model.options().device;
+      const auto hidden = model.hidden(as_ids(ids, device), pass)[0];
+      at::Tensor correct;
+      const auto losses = row_losses(model, hidden.index_select(0, as_ids(rows, device)[0]),
+                                     as_ids(targets, device)[0], &correct);
+      int64_t row = 0;
+      for (const auto& needle : document.needles) {
+        NeedleResult result;
+        result.hit = true;
+        for (size_t a = 0; a < needle.answer.size(); ++a, ++row) {
+          result.hit = result.hit && correct[row].item<bool>();
+          result.nll += losses[row].item<float>();
+        }
+        result.depth = needle.depth;
+        result.length = static_cast<int64_t>(document.tokens.size());
+        result.document = static_cast<int64_t>(d);
+        results.push_back(result);
+      }
+    }
+    progress.step(static_cast<int64_t>(d) + 1);
+  }
+  progress.end();
+  return results;
+}
+
+double recall_of(const std::vector<NeedleResult>& results) {
+  if (results.empty()) return 0;
+  const auto hits =
+      std::count_if(results.begin(), results.end(), [](const auto& r) { return r.hit; });
+  return static_cast<double>(hits) / static_cast<double>(results.size());
+}
+
+double answer_nll_of(const std::vector<NeedleResult>& results) {
+  if (results.empty()) return 0;
+  double sum = 0;
+  for (const auto& r : results) sum += r.nll;
+  return sum / static_cast<double>(results.size());
+}
+
+Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<NeedleResult>& dense,
+                   uint64_t seed) {
+  if (plan.size() != dense.size()) throw UsageError("recall ratio of different needles");
+  const size_t n = plan.size();
+  const double of_dense = recall_of(dense);
+  Ratio ratio;
+  if (n == 0 || of_dense == 0) return ratio;
+  ratio.value = recall_of(plan) / of_dense;
+  constexpr int kResamples = 2000;
+  std::vector<double> values;
+  data::Random random(seed, 0x600d);
+  for (int r = 0; r < kResamples; ++r) {
+    int64_t hits = 0, dense_hits = 0;
+    for (size_t k = 0; k < n; ++k) {
+      const size_t i = random.below(n);
+      hits += plan[i].hit;
+      dense_hits += dense[i].hit;
+    }
+    if (dense_hits) values.push_back(static_cast<double>(hits) / static_cast<double>(dense_hits));
+  }
+  std::sort(values.begin(), values.end());
+  ratio.low = values[values.size() * 25 / 1000];
+  ratio.high = values[std::min(values.size() - 1, values.size() * 975 / 1000)];
+  return ratio;
+}
+
+double measure_samples(const Decoder& model, const std::vector<data::RecallSample>& samples,
+                       const Setting& setting, Progress& progress) {
+  c10::InferenceMode no_gradients;
+  int64_t hits = 0, answers = 0;
+  progress.begin("recall", static_cast<int64_t>(samples.size()));
+  for (size_t n = 0; n < samples.size(); ++n) {
+    const auto& sample = samples[n];
+    const Tokens tokens(sample.tokens.begin(), sample.tokens.end());
+    auto state = model.make_state(state_options(setting));
+    std::vector<at::Tensor> chunks;
+    run_chunks(model, tokens, *state, setting.chunk,
+               [&](const at::Tensor& hidden, int64_t) { chunks.push_back(hidden); });
+    const auto hidden = at::cat(chunks);
+    for (const auto& answer : sample.answers) {
+      at::Tensor correct;
+      const Tokens target(tokens.begin() + answer.begin, tokens.begin() + answer.end);
+      row_losses(model, hidden.slice(0, answer.begin - 1, answer.end - 1),
+                 as_ids(target, model.options().device)[0], &correct);
+      hits += correct.all().item<bool>();
+      ++answers;
+    }
+    progress.step(static_cast<int64_t>(n) + 1);
+  }
+  progress.end();
+  return answers ? static_cast<double>(hits) / static_cast<double>(answers) : 0;
+}
+
+namespace {
+
+// Time of one token's attention calls of all layers over the state as it is.
+double time_attention(const Decoder& model, const DecoderState& state, int repeats) {
+  const auto& config = model.config();
+  struct Work {
+    std::vector<kernel::Segment> segments;
+    std::vector<std::pair<size_t, size_t>> ranges;
+    std::vector<kernel::AttendJob> jobs;
+    kernel::AttendTable table;
+    at::Tensor q, out, lse;
+  };
+  std::vector<Work> layers;
+  for (int64_t l = 0; l < config.layers; ++l) {
+    const auto* kv = dynamic_cast<const KvState*>(&state.layer(l));
+    if (!kv || model.options().device.is_cuda()) continue;
+    Work work;
+    const int64_t heads = static_cast<int64_t>(kv->programs().size());
+    const int64_t group = config.heads / heads;
+    const int64_t width = kv->options().head_dim;
+    work.q = at::randn({heads * group, width});
+    work.out = at::empty({heads * group, width});
+    work.lse = at::empty({heads * group});
+    for (int64_t h = 0; h < heads; ++h) {
+      const size_t begin = work.segments.size();
+      kv->add_segments(h, work.segments);
+      work.ranges.emplace_back(begin, work.segments.size());
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      kernel::AttendJob job;
+      job.q = work.q.data_ptr<float>() + h * group * width;
+      job.out = work.out.data_ptr<float>() + h * group * width;
+      job.lse = work.lse.data_ptr<float>() + h * group;
+      job.q_stride = job.out_stride = group * width;
+      job.q_head_stride = job.out_head_stride = width;
+      job.lse_stride = group;
+      job.lse_head_stride = 1;
+      job.queries = 1;
+      job.q_position = kv->length();
+      job.window = kv->programs()[h].window;
+      job.sinks = kv->programs()[h].sinks;
+      work.jobs.push_back(job);
+    }
+    work.table.group = static_cast<int32_t>(group);
+    work.table.head_dim = work.table.value_dim = static_cast<int32_t>(width);
+    const auto dtype = kv->options().dtype;
+    work.table.kv_dtype = dtype == at::kHalf       ? HEED_FLOAT16
+                          : dtype == at::kBFloat16 ? HEED_BFLOAT16
+                                                   : HEED_FLOAT32;
+    work.table.scale = 1.0f / std::sqrt(static_cast<float>(width));
+    layers.push_back(std::move(work));
+  }
+  for (auto& work : layers) {
+    for (size_t h = 0; h < work.jobs.size(); ++h) {
+      work.jobs[h].segments = work.segments.data() + work.ranges[h].first;
+      work.jobs[h].segment_count =
+          static_cast<int32_t>(work.ranges[h].second - work.ranges[h].first);
+    }
+    work.table.jobs = work.jobs.data();
+    work.table.job_count = static_cast<int64_t>(work.jobs.size());
+  }
+  std::vector<double> times;
+  for (int r = 0; r < repeats; ++r) {
+    const auto start = Clock::now();
+    for (const auto& work : layers) op::attend_jobs(work.table);
+    times.push_back(milliseconds_since(start));
+  }
+  return median(times);
+}
+
+}  // namespace
+
+Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
+                        const Setting& setting, int steps) {
+  c10::InferenceMode no_gradients;
+  Latency result;
+  result.context = static_cast<int64_t>(tokens.size());
+  auto state = model.make_state(state_options(setting));
+  const auto start = Clock::now();
+  auto last = model.logits(model.prefill(tokens, *state, setting.chunk)[0]);
+  wait_for(model.options().device);
+  result.first_token_ms = milliseconds_since(start);
+  result.kv_bytes = state->bytes();
+  for (int64_t l = 0; l < model.config().layers; ++l) {
+    if (const auto* kv = dynamic_cast<const KvState*>(&state->layer(l))) {
+      result.kv_formula += KvState::formula_bytes(
+          kv->programs(), kv->options().head_dim,
+          static_cast<int64_t>(c10::elementSize(kv->options().dtype)), result.context);
+    }
+  }
+  std::vector<double> times;
+  DecoderState* const states[] = {state.get()};
+  for (int n = 0; n < steps && state->length() < model.context(); ++n) {
+    const int64_t next[] = {last.argmax(-1).item<int64_t>()};
+    const auto begin = Clock::now();
+    last = model.logits(model.step(next, states)[0]);
+    wait_for(model.options().device);
+    times.push_back(milliseconds_since(begin));
+  }
+  result.decode_ms = median(times);
+  result.attention_ms = time_attention(model, *state, steps);
+  return result;
+}
+
+int64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::vector<Tokens> spread_windows(const data::Corpus& corpus, int64_t count, int64_t length) {
+  // Windows are cut from each document in turn, so that none crosses from one text into another.
+  std::vector<std::pair<int64_t, int64_t>> places;
+  for (int64_t d = 0; d < corpus.documents(); ++d) {
+    for (int64_t begin = 0; begin + length <= corpus.length(d); begin += length) {
+      places.emplace_back(d, begin);
+    }
+  }
+  if (static_cast<int64_t>(places.size()) < count) {
+    throw UsageError(
+        "the text has {} tokens in {} documents: room for {} windows of {} tokens, "
+        "{} are asked for; give more text or a smaller --context",
+        corpus.tokens(), corpus.documents(), places.size(), length, count);
+  }
+  std::vector<Tokens> windows;
+  for (int64_t n = 0; n < count; ++n) {
+    const auto& [document, begin] =
+        places[static_cast<size_t>(n) * places.size() / static_cast<size_t>(count)];
+    const auto slice = corpus.slice(document, begin, length);
+    windows.emplace_back(slice.begin(), slice.end());
+  }
+  return windows;
+}
+
+}  // namespace heed::eval

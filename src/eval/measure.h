@@ -1,0 +1,101 @@
+// What a model is worth under a plan, measured through the very caches that it would run with:
+// perplexity on long documents, recall of needles, associative recall, and what they cost in time
+// and memory. Dense and plan go the same way, so that a ratio of the two compares like with like.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cache/program.h"
+#include "data/recall.h"
+#include "io/progress.h"
+#include "model/decoder.h"
+
+namespace heed::eval {
+
+using Tokens = std::vector<int64_t>;
+
+// How a model is run. `programs` null: every head full.
+struct Setting {
+  const Programs* programs = nullptr;
+  at::ScalarType kv_dtype = at::kHalf;
+  int64_t chunk = 512;  // tokens a prefill pass
+};
+
+// Loss of each token given all before it, summed over tokens from position `from` on.
+struct TextResult {
+  struct Text {
+    double nll = 0;  // nats, summed
+    int64_t tokens = 0;
+  };
+  std::vector<Text> texts;
+  double prefill_ms = 0;  // median over texts: the passes alone, without the output layer
+  int64_t kv_bytes = 0;   // allocated at the end of the longest text
+
+  double nll() const;  // nats a token
+  double perplexity() const;
+};
+
+inline constexpr int64_t kScoredFrom = 512;
+
+// `texts` are token windows, each run on a new state. Texts no longer than `from` are refused
+// (UsageError).
+TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
+                        const Setting& setting, int64_t from = kScoredFrom,
+                        Progress& progress = no_progress());
+
+// One needle's question, asked on a fork of the state that has read its document. Teacher forcing:
+// a hit is when every token of the answer has the highest score given the true ones before it.
+struct NeedleResult {
+  bool hit = false;
+  double nll = 0;  // of the answer's tokens, summed
+  double depth = 0;
+  int64_t length = 0;  // tokens of the document
+  int64_t document = 0;
+};
+
+std::vector<NeedleResult> measure_needles(const Decoder& model,
+                                          const std::vector<data::NeedleDocument>& documents,
+                                          const Setting& setting,
+                                          Progress& progress = no_progress());
+
+double recall_of(const std::vector<NeedleResult>& results);
+double answer_nll_of(const std::vector<NeedleResult>& results);  // mean nats an answer
+
+// Recall under the plan over recall of the dense model, same needles in the same order, with the
+// 95% interval of a paired bootstrap over needles (2000 resamples, seeded).
+struct Ratio {
+  double value = 0, low = 0, high = 0;
+};
+Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<NeedleResult>& dense,
+                   uint64_t seed = 0);
+
+// Recall on samples that hold their questions (key-value lists, associative recall): the share of
+// answers whose every token has the highest score.
+double measure_samples(const Decoder& model, const std::vector<data::RecallSample>& samples,
+                       const Setting& setting, Progress& progress = no_progress());
+
+// Time and memory at one context length.
+struct Latency {
+  int64_t context = 0;
+  double first_token_ms = 0;  // reading `context` tokens and scoring the next
+  double decode_ms = 0;       // a token, median of `steps`
+  double attention_ms = 0;    // of that, the attention calls of all layers (timed alone)
+  int64_t kv_bytes = 0;       // allocated
+  int64_t kv_formula = 0;     // by the plan's formula
+};
+Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
+                        const Setting& setting, int steps = 16);
+
+// Largest resident set of this process so far, bytes.
+int64_t peak_memory();
+
+// `count` windows of `length` tokens, evenly spread over the corpus, none overlapping another.
+// Throws UsageError naming how many tokens there are when they do not fit.
+std::vector<Tokens> spread_windows(const data::Corpus& corpus, int64_t count, int64_t length);
+
+}  // namespace heed::eval

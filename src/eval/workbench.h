@@ -1,0 +1,35 @@
+// A model with its tokenizer and the text that it is measured on: what inspect, plan, eval and demo
+// start from.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "data/corpus.h"
+#include "io/progress.h"
+#include "io/tokenizer/tokenizer.h"
+#include "model/decoder.h"
+
+namespace heed::eval {
+
+struct Workbench {
+  std::string path;  // of the model
+  Decoder model;
+  Tokenizer tokenizer;
+  data::TextCodec codec;
+};
+
+// `model`: a folder, a file or a name of `heed models`.
+Workbench open_workbench(const std::string& model, const LoadOptions& options = {},
+                         Progress& progress = no_progress());
+
+// The books that come with Heed, from examples/books of home_folder(): one to search plans on,
+// another to evaluate them on. Throws Error if they are not there.
+std::string search_book();
+std::string test_book();
+
+// Text files (plain or .xz; documents cut at the line `<|endofbook|>`) as tokens of the workbench's
+// model.
+data::Corpus open_text(const Workbench& bench, const std::vector<std::string>& files);
+
+}  // namespace heed::eval

@@ -1,0 +1,188 @@
+#include "plan/score.h"
+
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "io/error.h"
+#include "op/attend.h"
+
+namespace heed::plan {
+
+Grid default_grid(int64_t context, int64_t sinks) {
+  Grid grid;
+  grid.sinks = sinks;
+  for (int64_t window = 32; window + sinks < context; window *= 2) {
+    grid.windows.push_back(window);
+    if (const int64_t middle = window + window / 2; middle + sinks < context) {
+      grid.windows.push_back(middle);
+    }
+  }
+  return grid;
+}
+
+Sample text_sample(const eval::Tokens& text, int64_t from) {
+  Sample sample{text, {}};
+  for (int64_t t = from - 1; t + 1 < static_cast<int64_t>(text.size()); ++t) {
+    sample.rows.push_back(t);
+  }
+  return sample;
+}
+
+Sample needle_sample(const data::NeedleDocument& document, int64_t limit) {
+  Sample sample;
+  sample.tokens.assign(document.tokens.begin(), document.tokens.end());
+  for (const auto& needle : document.needles) {
+    if (static_cast<int64_t>(sample.tokens.size() + needle.question.size() + needle.answer.size()) >
+        limit) {
+      break;
+    }
+    sample.tokens.insert(sample.tokens.end(), needle.question.begin(), needle.question.end());
+    for (int32_t token : needle.answer) {
+      sample.rows.push_back(static_cast<int64_t>(sample.tokens.size()) - 1);
+      sample.tokens.push_back(token);
+    }
+  }
+  if (sample.rows.empty()) {
+    throw UsageError("a needle document of {} tokens leaves no room for a question below {}",
+                     document.tokens.size(), limit);
+  }
+  return sample;
+}
+
+double Scores::change(int64_t layer, int64_t head, int64_t option, bool with_linear) const {
+  const size_t i = index(layer, head, option);
+  const double sum = 0.5 * quadratic[i] + (with_linear ? linear[i] : 0.0);
+  return rows ? sum / static_cast<double>(rows) : 0;
+}
+
+namespace {
+
+struct Kept {
+  at::Tensor q, k, v, out;
+  op::AttendOptions options;
+};
+
+// Attention with one window for all heads.
+at::Tensor windowed(const Kept& kept, const HeadProgram& program) {
+  op::AttendOptions options = kept.options;
+  options.head_window = options.head_sinks = at::Tensor();
+  options.window = program.window;
+  options.sinks = program.full() ? 0 : program.sinks;
+  return std::get<0>(op::attend(kept.q, kept.k, kept.v, options));
+}
+
+}  // namespace
+
+Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, const Grid& grid,
+                   const Programs* at, Progress& progress) {
+  const auto& config = model.config();
+  const auto device = model.options().device;
+  Scores scores;
+  scores.layers = config.layers;
+  scores.heads = config.kv_heads;
+  scores.options = grid.options();
+  const size_t size = static_cast<size_t>(scores.layers * scores.heads * scores.options);
+  scores.linear.assign(size, 0);
+  scores.quadratic.assign(size, 0);
+  progress.begin("scores", static_cast<int64_t>(samples.size()) * config.layers);
+  int64_t done = 0;
+  for (const auto& sample : samples) {
+    std::vector<Kept> layers(config.layers);
+    Pass pass;
+    pass.programs = at;
+    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                         const op::AttendOptions& options) {
+      check_interrupted();
+      auto out = std::get<0>(op::attend(q, k, v, options));
+      if (!out.requires_grad()) out = out.detach().requires_grad_();
+      layers[l] = {q.detach(), k.detach(), v.detach(), out, options};
+      return out;
+    };
+    at::AutoGradMode with_gradients(true);
+    const auto ids = at::tensor(sample.tokens, at::kLong).to(device).unsqueeze(0);
+    const auto hidden = model.hidden(ids, pass)[0];
+    const auto rows = at::tensor(sample.rows, at::kLong).to(device);
+    const auto picked = hidden.index_select(0, rows);
+    const auto targets = ids[0].index_select(0, rows + 1);
+    // The output layer in pieces: its scores would not fit beside everything else.
+    auto leaf = picked.detach().requires_grad_();
+    for (int64_t begin = 0; begin < leaf.size(0); begin += 512) {
+      const int64_t end = std::min(begin + 512, leaf.size(0));
+      const auto logits = model.logits(leaf.slice(0, begin, end)).to(at::kFloat);
+      const auto loss =
+          at::cross_entropy_loss(logits, targets.slice(0, begin, end), {}, at::Reduction::Sum);
+      scores.loss += loss.item<double>();
+      loss.backward();
+    }
+    std::vector<at::Tensor> outputs;
+    for (const auto& layer : layers) {
+      if (layer.out.defined()) outputs.push_back(layer.out);
+    }
+    const auto gradients = torch::autograd::grad({picked}, outputs, {leaf.grad()});
+    scores.rows += static_cast<int64_t>(sample.rows.size());
+
+    at::NoGradGuard no_gradients;
+    size_t next = 0;
+    for (int64_t l = 0; l < config.layers; ++l) {
+      check_interrupted();
+      auto& layer = layers[l];
+      if (!layer.out.defined()) continue;
+      const auto gradient = gradients[next++];
+      const auto out = layer.out.detach();
+      for (int64_t p = 0; p < scores.options; ++p) {
+        const HeadProgram program = grid.program(p);
+        if (program.full() && at == nullptr) continue;  // no change
+        const auto change = windowed(layer, program).sub_(out).mul_(gradient);
+        const auto effect = change.sum(-1)
+                                .unflatten(2, {config.kv_heads, -1})
+                                .sum(-1)[0]  // [T, Hk]
+                                .to(at::kDouble);
+        const auto linear = effect.sum(0).cpu(), quadratic = effect.square().sum(0).cpu();
+        for (int64_t h = 0; h < config.kv_heads; ++h) {
+          scores.linear[scores.index(l, h, p)] += linear[h].item<double>();
+          scores.quadratic[scores.index(l, h, p)] += quadratic[h].item<double>();
+        }
+      }
+      layer = {};
+      progress.step(++done);
+    }
+  }
+  progress.end();
+  for (double value : scores.quadratic) {
+    if (!std::isfinite(value)) {
+      throw Error("a head's score is not finite; the model or its dtype cannot run this text");
+    }
+  }
+  return scores;
+}
+
+Json to_json(const Scores& scores) {
+  return {{"layers", scores.layers},      {"heads", scores.heads}, {"options", scores.options},
+          {"rows", scores.rows},          {"loss", scores.loss},   {"linear", scores.linear},
+          {"quadratic", scores.quadratic}};
+}
+
+Scores scores_from_json(const Json& json, const std::string& where) {
+  Scores scores;
+  try {
+    json.at("layers").get_to(scores.layers);
+    json.at("heads").get_to(scores.heads);
+    json.at("options").get_to(scores.options);
+    json.at("rows").get_to(scores.rows);
+    json.at("loss").get_to(scores.loss);
+    json.at("linear").get_to(scores.linear);
+    json.at("quadratic").get_to(scores.quadratic);
+  } catch (const nlohmann::json::exception& e) {
+    throw Error("{}: kept scores are broken ({}); delete the file to measure again", where,
+                e.what());
+  }
+  const size_t size = static_cast<size_t>(scores.layers * scores.heads * scores.options);
+  if (scores.linear.size() != size || scores.quadratic.size() != size) {
+    throw Error("{}: kept scores have the wrong size; delete the file to measure again", where);
+  }
+  return scores;
+}
+
+}  // namespace heed::plan

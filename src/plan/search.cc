@@ -1,0 +1,474 @@
+#include "plan/search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "io/error.h"
+#include "io/sha256.h"
+#include "plan/allocate.h"
+
+namespace heed::plan {
+namespace {
+
+constexpr double kTextUnit = 0.015;   // ln perplexity ratio
+constexpr double kAnswerUnit = 0.15;  // nats an answer
+
+int64_t dense_positions(const Decoder& model, int64_t layer, int64_t length) {
+  const auto& windows = model.config().windows;
+  const int64_t window = windows.empty() ? 0 : windows[static_cast<size_t>(layer)];
+  return window > 0 ? std::min(window, length) : length;
+}
+
+int64_t positions(const Decoder& model, int64_t layer, const HeadProgram& program, int64_t length) {
+  return std::min(program.kept(length), dense_positions(model, layer, length));
+}
+
+int64_t dense_total(const Decoder& model, int64_t length) {
+  int64_t sum = 0;
+  for (int64_t l = 0; l < model.config().layers; ++l) {
+    if (!model.blocks()[l].mixer)
+      sum += model.config().kv_heads * dense_positions(model, l, length);
+  }
+  return sum;
+}
+
+std::string fingerprint(const std::vector<Sample>& samples) {
+  std::string bytes;
+  for (const auto& sample : samples) {
+    bytes.append(reinterpret_cast<const char*>(sample.tokens.data()),
+                 sample.tokens.size() * sizeof(int64_t));
+    bytes.append(reinterpret_cast<const char*>(sample.rows.data()),
+                 sample.rows.size() * sizeof(int64_t));
+  }
+  Sha256 hash;
+  hash.update(bytes);
+  return hash.hex();
+}
+
+double total(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
+// Expected changes by [layer][KV head][option], flattened.
+std::vector<double> changes(const Scores& scores, bool with_linear) {
+  std::vector<double> values(scores.quadratic.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = 0.5 * scores.quadratic[i] + (with_linear ? scores.linear[i] : 0.0);
+    values[i] /= static_cast<double>(std::max<int64_t>(scores.rows, 1));
+  }
+  return values;
+}
+
+}  // namespace
+
+Programs full_programs(const Decoder& model) {
+  Programs programs;
+  for (int64_t l = 0; l < model.config().layers; ++l) {
+    programs.heads.emplace_back(model.blocks()[l].mixer ? 0 : model.config().kv_heads);
+  }
+  return programs;
+}
+
+Plan to_plan(const Decoder& model, const Programs& programs, const std::vector<int64_t>& lengths,
+             Json provenance) {
+  Plan plan;
+  plan.model = model.hash();
+  plan.lengths = lengths;
+  plan.provenance = std::move(provenance);
+  for (const auto& layer : programs.heads) {
+    std::vector<int> indices;
+    for (const auto& head : layer) {
+      Program program;
+      if (head.full()) {
+        program.id = "full";
+      } else {
+        program.id = fmt::format("window-{}-{}", head.sinks, head.window);
+        program.kind = Program::Kind::kWindow;
+        program.sink = head.sinks;
+        program.window.alpha = static_cast<double>(head.window);
+      }
+      size_t index = 0;
+      while (index < plan.programs.size() && plan.programs[index].id != program.id) ++index;
+      if (index == plan.programs.size()) plan.programs.push_back(program);
+      indices.push_back(static_cast<int>(index));
+    }
+    plan.heads.push_back(std::move(indices));
+  }
+  return plan;
+}
+
+double budget_of(const Decoder& model, const Programs& programs, int64_t length) {
+  int64_t kept = 0;
+  for (size_t l = 0; l < programs.heads.size(); ++l) {
+    for (const auto& program : programs.heads[l]) {
+      kept += positions(model, static_cast<int64_t>(l), program, length);
+    }
+  }
+  const int64_t all = dense_total(model, length);
+  return all ? static_cast<double>(kept) / static_cast<double>(all) : 0;
+}
+
+SearchData make_search_data(const data::RecallGenerator& generator, const data::Corpus& corpus,
+                            int64_t context, int64_t scored, int64_t checked, uint64_t seed) {
+  SearchData data;
+  const auto windows = eval::spread_windows(corpus, scored + checked, context);
+  const int64_t from = std::min(eval::kScoredFrom, context / 2);
+  // Every (scored + checked) / checked-th window is for checking, so that both see the whole text.
+  for (int64_t n = 0; n < scored + checked; ++n) {
+    const bool check = (n + 1) * checked / (scored + checked) > n * checked / (scored + checked);
+    if (check) {
+      data.check_texts.push_back(windows[n]);
+    } else {
+      data.texts.push_back(text_sample(windows[n], from));
+    }
+  }
+  data::Random random(seed, 0x5ea7c4);
+  constexpr int64_t kNeedles = 8;
+  const int64_t room = std::min<int64_t>(context / 4, kNeedles * 48);
+  for (int64_t n = 0; n < scored; ++n) {
+    data.needles.push_back(
+        needle_sample(generator.needles(context - room, kNeedles, random), context));
+  }
+  for (int64_t n = 0; n < checked; ++n) {
+    data.check_needles.push_back(generator.needles(context - room / kNeedles, kNeedles, random));
+  }
+  return data;
+}
+
+Search::Search(const Decoder& model, SearchData data, SearchOptions options, Progress& progress)
+    : model_(model), data_(std::move(data)), options_(std::move(options)), progress_(progress) {
+  if (options_.lengths.empty()) throw UsageError("a plan needs at least one length (--lengths)");
+  text_ = scored("text", data_.texts);
+  needle_ = scored("needles", data_.needles);
+  dense_ = measure(nullptr);
+}
+
+Scores Search::scored(const std::string& name, const std::vector<Sample>& samples) {
+  std::string key = fmt::format("{}/sinks={}", name, options_.grid.sinks);
+  for (int64_t window : options_.grid.windows) key += fmt::format(",{}", window);
+  const std::string scope = "plan-scores/" + model_.hash() + "/" + fingerprint(samples);
+  if (options_.records) {
+    if (const auto kept = options_.records->get_result(scope, key)) {
+      return scores_from_json(Json::parse(*kept), options_.records->path());
+    }
+  }
+  auto scores = score_heads(model_, samples, options_.grid, nullptr, progress_);
+  if (options_.records) options_.records->put_result(scope, key, to_json(scores).dump());
+  return scores;
+}
+
+Measured Search::measure(const Programs* programs) {
+  eval::Setting setting;
+  setting.programs = programs;
+  setting.kv_dtype = options_.kv_dtype;
+  Measured measured;
+  const int64_t length = static_cast<int64_t>(data_.check_texts.at(0).size());
+  measured.nll = eval::measure_text(model_, data_.check_texts, setting,
+                                    std::min(eval::kScoredFrom, length / 2), progress_)
+                     .nll();
+  const auto needles = eval::measure_needles(model_, data_.check_needles, setting, progress_);
+  measured.recall = eval::recall_of(needles);
+  measured.answer_nll = eval::answer_nll_of(needles);
+  return measured;
+}
+
+Programs Search::allocated(const std::vector<double>& losses, double budget) const {
+  const auto& config = model_.config();
+  std::vector<std::vector<Option>> heads;
+  std::vector<std::pair<int64_t, int64_t>> where;
+  for (int64_t l = 0; l < config.layers; ++l) {
+    if (model_.blocks()[l].mixer) continue;
+    for (int64_t h = 0; h < config.kv_heads; ++h) {
+      std::vector<Option> options;
+      for (int64_t p = 0; p < options_.grid.options(); ++p) {
+        Option option;
+        option.loss = losses[text_.index(l, h, p)];
+        for (int64_t length : options_.lengths) {
+          option.tokens.push_back(positions(model_, l, options_.grid.program(p), length));
+        }
+        options.push_back(std::move(option));
+      }
+      heads.push_back(std::move(options));
+      where.emplace_back(l, h);
+    }
+  }
+  std::vector<int64_t> budgets;
+  for (int64_t length : options_.lengths) {
+    budgets.push_back(
+        static_cast<int64_t>(budget * static_cast<double>(dense_total(model_, length))));
+  }
+  const auto chosen = allocate(heads, budgets);
+  Programs programs = full_programs(model_);
+  for (size_t n = 0; n < chosen.size(); ++n) {
+    programs.heads[where[n].first][where[n].second] = options_.grid.program(chosen[n]);
+  }
+  return programs;
+}
+
+Candidate& Search::run(std::string how, const Programs& programs) {
+  for (auto& candidate : tried_) {
+    if (candidate.programs.heads == programs.heads) return candidate;
+  }
+  Candidate candidate{std::move(how), programs, measure(&programs), 0};
+  candidate.objective =
+      std::max(0.0, candidate.measured.nll - dense_.nll) / kTextUnit +
+      std::max(0.0, candidate.measured.answer_nll - dense_.answer_nll) / kAnswerUnit;
+  tried_.push_back(std::move(candidate));
+  return tried_.back();
+}
+
+Candidate Search::find(double budget) {
+  if (!(budget > 0 && budget <= 1)) {
+    throw UsageError("a budget is a share of the dense cache above 0 and at most 1, not {}",
+                     budget);
+  }
+  tried_.clear();
+  if (budget == 1) {
+    tried_.push_back({"dense", full_programs(model_), dense_, 0});
+    return tried_[0];
+  }
+  tried_.reserve(32);
+  const auto text = changes(text_, false), needle = changes(needle_, false);
+  const double text_sum = std::max(total(text), 1e-30), needle_sum = std::max(total(needle), 1e-30);
+  const auto mix = [&](double text_weight, double needle_weight) {
+    std::vector<double> losses(text.size());
+    for (size_t i = 0; i < losses.size(); ++i) {
+      losses[i] = text_weight * text[i] + needle_weight * needle[i];
+    }
+    return losses;
+  };
+  const auto best = [&]() -> const Candidate& {
+    return *std::min_element(tried_.begin(), tried_.end(), [](const auto& a, const auto& b) {
+      return a.objective < b.objective;
+    });
+  };
+  // Weights in units of each score's sum; where the best is at an end, go on in that direction.
+  double low = 1, high = 10;
+  const auto try_weight = [&](double weight) -> double {
+    return run(fmt::format("scores, needle weight {:g}", weight),
+               allocated(mix(1 / text_sum, weight / needle_sum), budget))
+        .objective;
+  };
+  double at_low = try_weight(low), at_high = try_weight(high);
+  for (int n = 2; n < options_.candidates; ++n) {
+    if (at_high <= at_low) {
+      low = std::sqrt(low * high);
+      if (n == 2) {
+        low = high, at_low = at_high;
+        high *= 5, at_high = try_weight(high);
+      } else {
+        at_low = try_weight(low);
+      }
+    } else {
+      high = std::sqrt(low * high), at_high = try_weight(high);
+    }
+  }
+  // Around the best one the first-order terms say which heads miss context.
+  for (int n = 0; n < options_.repairs; ++n) {
+    const Candidate start = best();
+    const auto text_now =
+        changes(score_heads(model_, data_.texts, options_.grid, &start.programs, progress_), true);
+    const auto needle_scores =
+        score_heads(model_, data_.needles, options_.grid, &start.programs, progress_);
+    const auto needle_now = changes(needle_scores, true);
+    // A row of the needle score is one token of an answer.
+    const double answer_rows = static_cast<double>(needle_scores.rows) /
+                               std::max<double>(1, static_cast<double>(needle_scores.rows) / 6);
+    for (double trust : {1.0, 3.0}) {
+      std::vector<double> losses(text.size());
+      for (size_t i = 0; i < losses.size(); ++i) {
+        losses[i] = trust * (text_now[i] / kTextUnit + answer_rows * needle_now[i] / kAnswerUnit);
+        // Stay near the allocation that the scores around dense gave.
+        losses[i] += text[i] / kTextUnit + answer_rows * needle[i] / kAnswerUnit;
+      }
+      run(fmt::format("repair {} (trust {:g})", n + 1, trust), allocated(losses, budget));
+    }
+  }
+  return best();
+}
+
+Method method_from_name(const std::string& name) {
+  if (name == "heed") return Method::kHeed;
+  if (name == "text") return Method::kText;
+  if (name == "duo") return Method::kDuo;
+  if (name == "razor") return Method::kRazor;
+  if (name == "uniform") return Method::kUniform;
+  throw UsageError("unknown method \"{}\"; known are heed, text, duo, razor, uniform", name);
+}
+
+Programs keep_top(const Decoder& model, const std::vector<std::vector<double>>& score,
+                  const HeadProgram& rest, const std::vector<int64_t>& lengths, double budget) {
+  std::vector<std::pair<size_t, size_t>> order;
+  for (size_t l = 0; l < score.size(); ++l) {
+    for (size_t h = 0; h < score[l].size(); ++h) order.emplace_back(l, h);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
+    return score[a.first][a.second] > score[b.first][b.second];
+  });
+  Programs programs = full_programs(model);
+  for (const auto& [l, h] : order) programs.heads[l][h] = rest;
+  const auto fits = [&] {
+    return std::all_of(lengths.begin(), lengths.end(), [&](int64_t length) {
+      return budget_of(model, programs, length) <= budget;
+    });
+  };
+  if (!fits()) {
+    throw UsageError(
+        "a budget of {:g} is below what sinks + window of every head take; use a smaller "
+        "window",
+        budget);
+  }
+  for (const auto& [l, h] : order) {
+    programs.heads[l][h] = {};
+    if (!fits()) {
+      programs.heads[l][h] = rest;
+      break;
+    }
+  }
+  return programs;
+}
+
+Programs uniform_plan(const Decoder& model, int64_t sinks, const std::vector<int64_t>& lengths,
+                      double budget) {
+  return razor_plan(model, {}, {}, sinks, lengths, budget, 0);
+}
+
+Programs razor_plan(const Decoder& model, const std::vector<std::vector<double>>& induction,
+                    const std::vector<std::vector<double>>& echo, int64_t sinks,
+                    const std::vector<int64_t>& lengths, double budget, double share) {
+  using Place = std::pair<size_t, size_t>;
+  const auto ranked = [](const std::vector<std::vector<double>>& score) {
+    std::vector<Place> order;
+    for (size_t l = 0; l < score.size(); ++l) {
+      for (size_t h = 0; h < score[l].size(); ++h) order.emplace_back(l, h);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](const Place& a, const Place& b) {
+      return score[a.first][a.second] > score[b.first][b.second];
+    });
+    return order;
+  };
+  std::vector<Place> full;
+  const auto by_induction = ranked(induction), by_echo = ranked(echo);
+  const auto take = [&](const std::vector<Place>& order, double part) {
+    const auto count = static_cast<size_t>(std::ceil(part * static_cast<double>(order.size())));
+    for (size_t n = 0; n < count && n < order.size(); ++n) {
+      if (std::find(full.begin(), full.end(), order[n]) == full.end()) full.push_back(order[n]);
+    }
+  };
+  if (share > 0) {
+    take(by_echo, 0.01);
+    take(by_induction, share);
+  }
+  const auto build = [&](size_t count, int64_t window) {
+    Programs programs = full_programs(model);
+    for (auto& layer : programs.heads) {
+      for (auto& program : layer) program = {window, sinks};
+    }
+    for (size_t n = 0; n < count; ++n) programs.heads[full[n].first][full[n].second] = {};
+    return programs;
+  };
+  const auto fits = [&](const Programs& programs) {
+    return std::all_of(lengths.begin(), lengths.end(), [&](int64_t length) {
+      return budget_of(model, programs, length) <= budget;
+    });
+  };
+  constexpr int64_t kLeast = 32;
+  size_t count = full.size();
+  while (count > 0 && !fits(build(count, kLeast))) --count;
+  if (!fits(build(count, kLeast))) {
+    throw UsageError("a budget of {:g} is below {} sinks and {} recent tokens a head", budget,
+                     sinks, kLeast);
+  }
+  int64_t low = kLeast, high = *std::max_element(lengths.begin(), lengths.end());
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (fits(build(count, middle))) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return build(count, low);
+}
+
+Programs shuffled(const Programs& plan, uint64_t seed) {
+  std::vector<HeadProgram> all;
+  for (const auto& layer : plan.heads) all.insert(all.end(), layer.begin(), layer.end());
+  data::Random random(seed, 0x5f0ff1e);
+  random.shuffle(all);
+  Programs result = plan;
+  size_t next = 0;
+  for (auto& layer : result.heads) {
+    for (auto& program : layer) program = all[next++];
+  }
+  return result;
+}
+
+std::vector<std::vector<double>> train_gates(const Decoder& model,
+                                             const std::vector<Sample>& samples,
+                                             const GateOptions& options, Progress& progress) {
+  const auto& config = model.config();
+  const auto device = model.options().device;
+  const int64_t group = config.heads / config.kv_heads;
+  auto gates = at::ones({config.layers, config.kv_heads}, at::TensorOptions().device(device))
+                   .requires_grad_();
+  auto first = at::zeros_like(gates), second = at::zeros_like(gates);
+  progress.begin("gates", options.steps);
+  for (int step = 0; step < options.steps; ++step) {
+    const Sample& sample = samples[static_cast<size_t>(step) % samples.size()];
+    const auto ids = at::tensor(sample.tokens, at::kLong).to(device).unsqueeze(0);
+    const auto rows = at::tensor(sample.rows, at::kLong).to(device);
+    at::Tensor teacher;
+    {
+      at::NoGradGuard guard;
+      Pass pass;
+      teacher = model.hidden(ids, pass)[0].index_select(0, rows);
+    }
+    at::AutoGradMode with_gradients(true);
+    Pass pass;
+    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                         const op::AttendOptions& asked) {
+      check_interrupted();
+      op::AttendOptions streaming = asked;
+      streaming.window = options.window;
+      streaming.sinks = options.sinks;
+      const auto full = std::get<0>(op::attend(q, k, v, asked));
+      const auto stream = std::get<0>(op::attend(q, k, v, streaming));
+      const auto a =
+          gates[l].clamp(0, 1).repeat_interleave(group).view({1, 1, -1, 1}).to(q.dtype());
+      return a * full + (1 - a) * stream;
+    };
+    const auto student = model.hidden(ids, pass)[0].index_select(0, rows);
+    const auto loss = (teacher - student).to(at::kFloat).square().mean() +
+                      options.cost * gates.clamp(0, 1).abs().mean();
+    gates.mutable_grad() = at::Tensor();
+    loss.backward();
+    at::NoGradGuard guard;
+    // AdamW without decay; warm-up and decay over a fifth of the steps each, floor 0.1.
+    const double ramp = std::max(1.0, options.steps / 5.0);
+    const double rate =
+        options.rate *
+        std::clamp(std::min((step + 1) / ramp, (options.steps - step) / ramp), 0.1, 1.0);
+    const auto gradient = gates.grad();
+    first.mul_(0.9).add_(gradient, 0.1);
+    second.mul_(0.999).addcmul_(gradient, gradient, 0.001);
+    const auto m = first / (1 - std::pow(0.9, step + 1));
+    const auto v = second / (1 - std::pow(0.999, step + 1));
+    gates.sub_(rate * m / (v.sqrt() + 1e-8)).clamp_(0, 1);
+    progress.step(step + 1, fmt::format("loss {:.4f}", loss.item<double>()));
+  }
+  progress.end();
+  std::vector<std::vector<double>> result;
+  const auto values = gates.detach().cpu();
+  for (int64_t l = 0; l < config.layers; ++l) {
+    std::vector<double> layer;
+    if (!model.blocks()[l].mixer) {
+      for (int64_t h = 0; h < config.kv_heads; ++h) layer.push_back(values[l][h].item<float>());
+    }
+    result.push_back(std::move(layer));
+  }
+  return result;
+}
+
+}  // namespace heed::plan

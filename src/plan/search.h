@@ -1,0 +1,135 @@
+// Chooses a program for every KV head under a cache budget.
+//
+// 1. Score all heads and windows at once, on real text and on the answers to needle questions
+//    (score.h): text alone does not see retrieval, retrieval alone does not set windows.
+// 2. Allocate by an integer program (allocate.h) over a weighted sum of both, for a few weights.
+// 3. Run each joint allocation on text and needles that the scores have not seen; what is measured
+//    calibrates the scores (their sums are off by a factor, which cancels in neither weight), and
+//    the next allocation uses the calibrated sum.
+// 4. Score again around the best allocation, where the first-order term now says which heads miss
+//    their context, and allocate again (the greedy repair of interactions that single heads do not
+//    show).
+//
+// The objective of a joint candidate, which also weighs the two scores, is
+//   (ln perplexity ratio) / 0.015 + (increase of an answer's loss, nats) / 0.15.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/records.h"
+#include "eval/measure.h"
+#include "io/plan_file.h"
+#include "plan/score.h"
+
+namespace heed::plan {
+
+// What a search may look at. Nothing of it may be used to evaluate the plan.
+struct SearchData {
+  std::vector<Sample> texts, needles;     // scored
+  std::vector<eval::Tokens> check_texts;  // joint candidates are run on these
+  std::vector<data::NeedleDocument> check_needles;
+};
+// `scored` texts and as many needle documents, `checked` of each for joint candidates, all of
+// `context` tokens, from disjoint stretches of the corpus.
+SearchData make_search_data(const data::RecallGenerator& generator, const data::Corpus& corpus,
+                            int64_t context, int64_t scored, int64_t checked, uint64_t seed);
+
+struct Measured {
+  double nll = 0;         // nats a token of text
+  double answer_nll = 0;  // nats an answer
+  double recall = 0;
+};
+
+struct Candidate {
+  std::string how;
+  Programs programs;
+  Measured measured;
+  double objective = 0;
+};
+
+struct SearchOptions {
+  Grid grid;
+  std::vector<int64_t> lengths;  // declared lengths; the budget holds at each
+  at::ScalarType kv_dtype = at::kHalf;
+  int candidates = 5;                // joint allocations measured before repair, at most 10 in all
+  int repairs = 2;                   // times that the model is scored again around the best one
+  data::Records* records = nullptr;  // keeps the dense scores for another budget
+};
+
+class Search {
+ public:
+  Search(const Decoder& model, SearchData data, SearchOptions options,
+         Progress& progress = no_progress());
+
+  // Programs whose positions, summed over heads, are at most `budget` (0..1] of the dense cache at
+  // every declared length. 1 gives the dense model. Throws UsageError for a budget below the grid's
+  // least.
+  Candidate find(double budget);
+
+  const Measured& dense() const { return dense_; }
+  const Scores& text_scores() const { return text_; }
+  const Scores& needle_scores() const { return needle_; }
+  // All joint candidates of the last find(), in the order in which they were run.
+  const std::vector<Candidate>& tried() const { return tried_; }
+
+ private:
+  Measured measure(const Programs* programs);
+  Scores scored(const std::string& name, const std::vector<Sample>& samples);
+  Programs allocated(const std::vector<double>& losses, double budget) const;
+  Candidate& run(std::string how, const Programs& programs);
+
+  const Decoder& model_;
+  SearchData data_;
+  SearchOptions options_;
+  Progress& progress_;
+  Measured dense_;
+  Scores text_, needle_;
+  std::vector<Candidate> tried_;
+};
+
+// Published rules, by the same budget.
+enum class Method { kHeed, kText, kDuo, kRazor, kUniform };
+Method method_from_name(const std::string& name);  // UsageError naming the known ones
+
+// Full caches for the heads with the highest `score` [layer][KV head], sinks + window for the rest:
+// as many full heads as the budget allows at every length.
+Programs keep_top(const Decoder& model, const std::vector<std::vector<double>>& score,
+                  const HeadProgram& rest, const std::vector<int64_t>& lengths, double budget);
+// RazorAttention (arXiv 2407.15891): full for the heads in the top `share` by induction or the top
+// 1% by echo, as far as the budget allows; the rest keep sinks + the window that the remaining
+// budget gives. Without the paper's compensation token.
+Programs razor_plan(const Decoder& model, const std::vector<std::vector<double>>& induction,
+                    const std::vector<std::vector<double>>& echo, int64_t sinks,
+                    const std::vector<int64_t>& lengths, double budget, double share = 0.14);
+// One window for all heads.
+Programs uniform_plan(const Decoder& model, int64_t sinks, const std::vector<int64_t>& lengths,
+                      double budget);
+// The programs of `plan` dealt to heads at random: the control of a plan.
+Programs shuffled(const Programs& plan, uint64_t seed);
+
+// Gates of DuoAttention (arXiv 2410.10819), [layer][KV head] in [0, 1]: trained by AdamW on needle
+// samples so that a mixture a full + (1 - a) streaming keeps the dense model's last hidden state at
+// the answers, with an L1 cost.
+struct GateOptions {
+  int steps = 40;
+  double rate = 0.02, cost = 0.05;
+  int64_t sinks = 128, window = 256;
+};
+std::vector<std::vector<double>> train_gates(const Decoder& model,
+                                             const std::vector<Sample>& samples,
+                                             const GateOptions& options,
+                                             Progress& progress = no_progress());
+
+// Positions kept by `programs` over those of the dense cache, at `length`. For a model that slides
+// by itself dense means its own window.
+double budget_of(const Decoder& model, const Programs& programs, int64_t length);
+Programs full_programs(const Decoder& model);
+
+// The plan file's form: one program for each distinct rule, named "full" or "window-SINKS-LENGTH".
+Plan to_plan(const Decoder& model, const Programs& programs, const std::vector<int64_t>& lengths,
+             Json provenance);
+
+}  // namespace heed::plan
