@@ -1,12 +1,11 @@
 #include "io/tokenizer/open.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 
-#include "io/describe.h"
 #include "io/error.h"
 #include "io/json.h"
+#include "io/llama2c.h"
 #include "io/mapped_file.h"
 
 namespace heed {
@@ -77,31 +76,6 @@ Tokenizer with_folder_facts(const Tokenizer& tokenizer, const fs::path& folder) 
   return tokenizer.with_special(std::move(special));
 }
 
-// github.com/karpathy/llama2.c, tokenizer.py, export(): int32 longest piece, then for every piece
-// float32 score, int32 length, bytes; little-endian.
-Tokenizer open_llama2c(const std::string& path) {
-  const MappedFile file(path);
-  const std::span<const std::byte> bytes = file.bytes();
-  std::vector<std::string> pieces;
-  std::vector<float> scores;
-  for (size_t at = 4; at < bytes.size();) {
-    float score = 0;
-    int32_t length = 0;
-    if (bytes.size() - at < 8) throw Error("{}: ends inside piece {}", path, pieces.size());
-    std::memcpy(&score, bytes.data() + at, 4);
-    std::memcpy(&length, bytes.data() + at + 4, 4);
-    at += 8;
-    if (length < 0 || static_cast<size_t>(length) > bytes.size() - at) {
-      throw Error("{}: piece {} is said to have {} bytes, but {} are left", path, pieces.size(),
-                  length, bytes.size() - at);
-    }
-    pieces.emplace_back(reinterpret_cast<const char*>(bytes.data() + at), length);
-    scores.push_back(score);
-    at += length;
-  }
-  return Tokenizer::from_llama2c(pieces, scores, path);
-}
-
 bool is_gguf(const fs::path& path) { return path.extension() == ".gguf"; }
 
 }  // namespace
@@ -164,7 +138,10 @@ Tokenizer open_tokenizer(const std::string& path) {
   if (!fs::exists(p)) throw Error("{}: no such file or folder", path);
   if (is_gguf(p)) return tokenizer_from_gguf(open_gguf(path));
   if (p.extension() == ".model") return Tokenizer::from_sentencepiece(path);
-  if (p.extension() == ".bin") return open_llama2c(path);
+  if (p.extension() == ".bin") {
+    const Llama2cVocab vocab = open_llama2c_vocab(path);
+    return Tokenizer::from_llama2c(vocab.pieces, vocab.scores, path);
+  }
   if (p.extension() == ".json") return Tokenizer::from_tokenizer_json(read_text(p), path);
   throw Error("{}: not a tokenizer that Heed knows; give a folder, a .gguf, .json, .model or .bin",
               path);

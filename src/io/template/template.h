@@ -1,0 +1,36 @@
+// Chat templates: the part of Jinja that chat templates of published models use, with the settings
+// of Hugging Face transformers (ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks).
+// Compared with Python's Jinja2 on the templates of tests/io/fixtures/templates.
+//
+// Statements: for (with if, else, break, continue), if, set (also of a block and of namespace
+// attributes), macro, generation, raw, comments. Expressions: all of Jinja's operators, slices,
+// calls, filters, tests and the methods of strings, lists and mappings listed in builtins.cc.
+// Anything else is an Error that names the construct and its line.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+namespace heed {
+
+struct ChatOptions {
+  bool add_generation_prompt = false;
+  std::string bos_token, eos_token;  // empty: not defined in the template
+  // More variables (an object), such as tools, documents, enable_thinking.
+  nlohmann::ordered_json extra = nlohmann::ordered_json::object();
+  std::optional<std::tm> now;          // what strftime_now sees; the clock if not given
+  std::string name = "chat template";  // in messages
+  // A template that does more is stopped with an Error: evaluated nodes, and bytes of all texts and
+  // lists made on the way.
+  int64_t max_steps = 5'000'000;
+  int64_t max_bytes = int64_t{256} << 20;
+};
+
+// The text of `messages` (a list of objects such as {"role": "user", "content": "..."}).
+std::string render_chat(const std::string& source, const nlohmann::ordered_json& messages,
+                        const ChatOptions& options);
+
+}  // namespace heed
