@@ -9,15 +9,16 @@ namespace heed::mixer {
 
 // How to make an ordinary value of an input: what property tests and benchmarks feed.
 enum class Sample {
-  kNormal,    // N(0, 1)
-  kKey,       // normal, scaled to expected length 1
-  kUnit,      // normal, scaled to length 1 over the last dimension
-  kLogDecay,  // <= 0, mostly near 0
-  kGate,      // uniform in (0, 1)
-  kStep,      // positive, around 0.1
-  kNegative,  // -exp(N(0, 1/4))
-  kSlope,     // positive, 2^-1 .. 2^-8
-  kOffsets    // cu_seqlens
+  kNormal,      // N(0, 1)
+  kKey,         // normal, scaled to expected length 1
+  kUnit,        // normal, scaled to length 1 over the last dimension
+  kLogDecay,    // <= 0, mostly near 0
+  kCorrection,  // normal, scaled to length 1/2: with a unit r the recurrence stays bounded
+  kGate,        // uniform in (0, 1)
+  kStep,        // positive, around 0.1
+  kNegative,    // -exp(N(0, 1/4))
+  kSlope,       // positive, 2^-1 .. 2^-8
+  kOffsets      // cu_seqlens
 };
 
 // One tensor of `heed apply`. `shape` is a comma-separated list of names ("B,T,H,K"), each one size
@@ -29,7 +30,8 @@ struct TensorSpec {
   bool optional = false;
   bool token = false;  // converted by --dtype
   Sample sample = Sample::kNormal;
-  std::string when;  // "setting=value" that the tensor belongs to; empty: always
+  std::string when;  // "setting=true" or "setting=false" that it belongs to; empty: always
+  bool grad = true;  // outputs: takes grad_NAME under --grad
 
   bool integer() const { return sample == Sample::kOffsets; }
 };
@@ -48,9 +50,7 @@ struct ApplyRow {
   std::vector<TensorSpec> inputs;
   std::vector<SettingSpec> settings;
   std::vector<TensorSpec> outputs;
-  std::vector<std::string>
-      forms;           // subset of naive, parallel, chunked, recurrent; the default comes first
-  bool packs = false;  // takes cu_seqlens
+  std::vector<std::string> forms;  // of naive, parallel, chunked, recurrent; the default first
 
   const TensorSpec* input(const std::string& name) const;
   bool has_form(const std::string& form) const;

@@ -41,6 +41,8 @@ struct CoreCall {
 struct Mechanism {
   Card card;
   Traits traits;
+  // The forms that go with given settings, the default first; empty: those of the row.
+  std::function<std::vector<std::string>(const Settings&)> forms;
   // Outputs by name. Differentiable unless the form is recurrent.
   std::function<NamedTensors(const CoreCall&)> core;
   std::function<std::unique_ptr<Layer>(const LayerConfig&)> layer;  // may be empty

@@ -1,0 +1,116 @@
+// DeltaNet: writes the error v - k S instead of v, so that a key can be overwritten.
+// Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv
+// 2406.06484 (recurrence: eq. 3; chunked form: eqs. 8-11).
+#include <ATen/ATen.h>
+
+#include "mixer/common/recurrent_layer.h"
+#include "mixer/common/scan_core.h"
+
+namespace heed::mixer {
+namespace {
+
+NamedTensors core(const CoreCall& call) {
+  op::ScanInputs in;
+  in.beta = call.get("beta");
+  in.initial_state = call.get("initial_state");
+  in.cu_seqlens = call.get("cu_seqlens");
+  const at::Tensor q = call.get("q");
+  const auto [out, state] =
+      run_scan(call.form, q, call.get("k"), call.get("v"), in, scan_options(call, q));
+  return {{"out", out}, {"final_state", state}};
+}
+
+// y = RMSNorm_head(o) Wo; q, k = l2norm(silu(conv(x W))), v = silu(conv(x Wv)), beta = sigmoid(x
+// Wb).
+class DeltaNetLayer : public RecurrentLayer {
+ public:
+  explicit DeltaNetLayer(const LayerConfig& config) {
+    LayerOptions options("deltanet", config);
+    heads_ = options.heads();
+    key_dim_ = options.head_width("expand_k", 1.0);
+    value_dim_ = options.head_width("expand_v", 1.0);
+    taps_ = options.integer("conv", 4);
+    beta_range_ = options.flag("negative_eigenvalues", false) ? 2.0 : 1.0;
+    gated_ = options.flag("output_gate", false);
+    options.close();
+    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
+    parameters_["q_proj.weight"] = init_projection(hk, c);
+    parameters_["k_proj.weight"] = init_projection(hk, c);
+    parameters_["v_proj.weight"] = init_projection(hv, c);
+    parameters_["b_proj.weight"] = init_projection(heads_, c);
+    parameters_["q_conv1d.weight"] = init_conv(hk, taps_);
+    parameters_["k_conv1d.weight"] = init_conv(hk, taps_);
+    parameters_["v_conv1d.weight"] = init_conv(hv, taps_);
+    parameters_["o_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+    parameters_["o_proj.weight"] = init_projection(c, hv);
+    if (gated_) parameters_["g_proj.weight"] = init_projection(hv, c);
+  }
+
+  at::Tensor forward(const at::Tensor& x, Call& call) override {
+    RecurrentPass pass("deltanet", x, call);
+    const auto token = [&](const char* name) {
+      const std::string n = name;
+      const at::Tensor y = project(x, parameter(n + "_proj.weight"));
+      return heads(at::silu(pass.short_conv("conv_" + n, y, parameter(n + "_conv1d.weight"))),
+                   heads_);
+    };
+    const at::Tensor q = l2_norm(token("q"), 1e-6), k = l2_norm(token("k"), 1e-6), v = token("v");
+    op::ScanInputs in;
+    in.beta = at::sigmoid(project(x, parameter("b_proj.weight")).to(at::kFloat)).mul(beta_range_);
+    op::ScanOptions options;
+    options.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
+    const at::Tensor o = pass.scan("state", q, k, v, in, options);
+    pass.finish();
+    at::Tensor y = rms_norm(o, parameter("o_norm.weight"), 1e-6).flatten(2);
+    if (gated_) y = y.mul(at::silu(project(x, parameter("g_proj.weight"))));
+    return project(y, parameter("o_proj.weight"));
+  }
+
+  int64_t flops(int64_t tokens) const override {
+    return projection_flops(parameters_, tokens) +
+           scan_flops(tokens, heads_, key_dim_, value_dim_, true);
+  }
+  Traits traits() const override { return recurrent_traits(false); }
+
+ protected:
+  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
+    const int64_t hk = heads_ * key_dim_, hv = heads_ * value_dim_;
+    return {{"state", {1, heads_, key_dim_, value_dim_}},
+            {"conv_q", {taps_ - 1, hk}},
+            {"conv_k", {taps_ - 1, hk}},
+            {"conv_v", {taps_ - 1, hv}}};
+  }
+
+ private:
+  int64_t heads_, key_dim_, value_dim_, taps_;
+  double beta_range_;
+  bool gated_;
+};
+
+}  // namespace
+
+void register_deltanet(Registry& registry) {
+  Mechanism m;
+  m.card.id = "deltanet";
+  m.card.family = "recurrent";
+  m.card.kind = "mixer, block";
+  m.card.title =
+      "Parallelizing Linear Transformers with the Delta Rule over Sequence Length (2024)";
+  m.card.paper = "arXiv 2406.06484";
+  m.card.equations = "S_t = S_{t-1} + beta_t k_t^T (v_t - k_t S_{t-1})\nout_t = scale q_t S_t";
+  m.card.patterns = "causal self";
+  m.card.state_size = "H K V, and 3 inputs of each convolution";
+  m.card.try_line = "heed apply deltanet --in IN.safetensors --out OUT.safetensors";
+  m.card.apply.inputs = {token("q", "B,T,H,K"), token("k", "B,T,H,K", Sample::kUnit),
+                         token("v", "B,T,H,V"), gate("beta", "B,T,H", Sample::kGate),
+                         initial_state(),       offsets()};
+  m.card.apply.settings = {scale_setting(), chunk_setting()};
+  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
+  m.card.apply.forms = {"chunked", "naive", "recurrent"};
+  m.traits = recurrent_traits(false);
+  m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<DeltaNetLayer>(config); };
+  registry.add(std::move(m));
+}
+
+}  // namespace heed::mixer

@@ -1,0 +1,184 @@
+// Linear attention: the softmax's exponential replaced by a product of features, so that all keys
+// and values fit into one matrix. Katharopoulos et al., "Transformers are RNNs", arXiv 2006.16236
+// (eqs. 16-20).
+#include <ATen/ATen.h>
+
+#include "io/error.h"
+#include "mixer/common/recurrent_layer.h"
+#include "mixer/common/scan_core.h"
+
+namespace heed::mixer {
+namespace {
+
+// v with a column of ones: one recurrence then carries the numerator and, in the last column,
+// q_t.z_t.
+at::Tensor with_ones(const at::Tensor& v) {
+  return at::cat({v, at::ones_like(v.slice(-1, 0, 1))}, -1);
+}
+
+// Every token reads the sum over all tokens.
+std::tuple<at::Tensor, at::Tensor> noncausal(const std::string& form, const at::Tensor& q,
+                                             const at::Tensor& k, const at::Tensor& v,
+                                             const at::Tensor& initial, double scale) {
+  const auto compute = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor qc = q.to(compute).mul(scale), kc = k.to(compute), vc = v.to(compute);
+  at::Tensor state;
+  if (form == "naive") {
+    state = at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, qc.options());
+    for (int64_t t = 0; t < q.size(1); ++t) {
+      state = state.add(kc.select(1, t).unsqueeze(-1).mul(vc.select(1, t).unsqueeze(-2)));
+    }
+  } else {
+    state = at::matmul(kc.permute({0, 2, 3, 1}), vc.permute({0, 2, 1, 3}));
+  }
+  if (initial.defined()) state = state.add(initial.to(compute));
+  const at::Tensor out = at::matmul(qc.transpose(1, 2), state).transpose(1, 2);
+  return {out.to(v.scalar_type()), state};
+}
+
+NamedTensors core(const CoreCall& call) {
+  const bool causal = call.settings.flag("causal", true);
+  const bool normalize = call.settings.flag("normalize", false);
+  at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
+  const at::ScalarType type = v.scalar_type();
+  op::ScanInputs in;
+  in.initial_state = call.get("initial_state");
+  in.cu_seqlens = call.get("cu_seqlens");
+  const op::ScanOptions options = scan_options(call, q);
+  if (normalize) {
+    // The denominator must not be rounded to bfloat16.
+    const auto compute = type == at::kDouble ? at::kDouble : at::kFloat;
+    q = q.to(compute);
+    k = k.to(compute);
+    v = with_ones(v.to(compute));
+    const at::Tensor z = call.get("initial_z");
+    if (in.initial_state.defined() || z.defined()) {
+      const at::Tensor s =
+          in.initial_state.defined()
+              ? in.initial_state
+              : at::zeros({z.size(0), z.size(1), z.size(2), v.size(3) - 1}, z.options());
+      const at::Tensor zs =
+          z.defined() ? z : at::zeros({s.size(0), s.size(1), s.size(2)}, s.options());
+      in.initial_state = at::cat({s, zs.unsqueeze(-1)}, -1);
+    }
+  }
+  auto [out, state] = causal ? run_scan(call.form, q, k, v, in, options)
+                             : noncausal(call.form, q, k, v, in.initial_state, options.scale);
+  if (!normalize) return {{"out", out}, {"final_state", state}};
+  const int64_t width = v.size(3) - 1;
+  const double eps = call.settings.number("eps", 1e-10);
+  out = out.slice(-1, 0, width).div(out.slice(-1, width).add(eps)).to(type);
+  return {{"out", out},
+          {"final_state", state.slice(-1, 0, width)},
+          {"final_z", state.select(-1, width)}};
+}
+
+// y = o Wo with o = phi(q) S / (phi(q).z + eps), phi = elu + 1 (or relu, identity).
+class LinearAttentionLayer : public RecurrentLayer {
+ public:
+  explicit LinearAttentionLayer(const LayerConfig& config) {
+    LayerOptions options("linear-attention", config);
+    heads_ = options.heads();
+    key_dim_ = options.head_width("expand_k", 1.0);
+    value_dim_ = options.head_width("expand_v", 1.0);
+    normalize_ = options.flag("normalize", true);
+    elu_ = options.flag("elu", true);  // else relu
+    options.close();
+    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
+    parameters_["q_proj.weight"] = init_projection(hk, c);
+    parameters_["k_proj.weight"] = init_projection(hk, c);
+    parameters_["v_proj.weight"] = init_projection(hv, c);
+    parameters_["o_proj.weight"] = init_projection(c, hv);
+    if (!normalize_) parameters_["o_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+  }
+
+  at::Tensor forward(const at::Tensor& x, Call& call) override {
+    RecurrentPass pass("linear-attention", x, call);
+    const auto feature = [&](const char* name) {
+      const at::Tensor y = heads(project(x, parameter(name)), heads_);
+      return elu_ ? at::elu(y).add(1.0) : at::relu(y);
+    };
+    at::Tensor q = feature("q_proj.weight"), k = feature("k_proj.weight");
+    at::Tensor v = heads(project(x, parameter("v_proj.weight")), heads_);
+    op::ScanOptions options;
+    options.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
+    if (normalize_) {
+      q = q.to(at::kFloat);
+      k = k.to(at::kFloat);
+      v = with_ones(v.to(at::kFloat));
+    }
+    at::Tensor o = pass.scan("state", q, k, v, {}, options);
+    pass.finish();
+    if (normalize_) {
+      o = o.slice(-1, 0, value_dim_).div(o.slice(-1, value_dim_).add(1e-6)).to(x.scalar_type());
+    } else {
+      o = rms_norm(o, parameter("o_norm.weight"), 1e-5);
+    }
+    return project(o.flatten(2), parameter("o_proj.weight"));
+  }
+
+  int64_t flops(int64_t tokens) const override {
+    return projection_flops(parameters_, tokens) +
+           scan_flops(tokens, heads_, key_dim_, value_dim_ + (normalize_ ? 1 : 0), false);
+  }
+  Traits traits() const override { return recurrent_traits(false); }
+
+ protected:
+  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
+    return {{"state", {1, heads_, key_dim_, value_dim_ + (normalize_ ? 1 : 0)}}};
+  }
+
+ private:
+  int64_t heads_, key_dim_, value_dim_;
+  bool normalize_, elu_;
+};
+
+}  // namespace
+
+void register_linear_attention(Registry& registry) {
+  Mechanism m;
+  m.card.id = "linear-attention";
+  m.card.family = "linear";
+  m.card.kind = "mixer, block";
+  m.card.title =
+      "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention (2020)";
+  m.card.paper = "arXiv 2006.16236";
+  m.card.equations =
+      "S_t = S_{t-1} + k_t^T v_t,  z_t = z_{t-1} + k_t\n"
+      "out_t = scale q_t S_t  (normalize: / (scale q_t.z_t + eps))";
+  m.card.patterns = "causal self, noncausal self";
+  m.card.state_size = "H K V (normalize: H K (V+1))";
+  m.card.try_line = "heed apply linear-attention --in IN.safetensors --out OUT.safetensors";
+  TensorSpec z = gate("initial_z", "S,H,K", Sample::kGate, true);
+  z.when = "normalize=true";
+  TensorSpec pack = offsets();
+  pack.when = "causal=true";
+  TensorSpec final_z = output("final_z", "S,H,K");
+  final_z.when = "normalize=true";
+  m.card.apply.inputs = {token("q", "B,T,H,K", Sample::kGate),
+                         token("k", "B,T,H,K", Sample::kGate),
+                         token("v", "B,T,H,V"),
+                         initial_state(),
+                         z,
+                         pack};
+  m.card.apply.settings = {{"causal", SettingType::kBool, "true"},
+                           {"normalize", SettingType::kBool, "false"},
+                           {"eps", SettingType::kNumber, "1e-10"},
+                           scale_setting(),
+                           chunk_setting()};
+  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V"), final_z};
+  m.card.apply.forms = {"chunked", "naive", "recurrent", "parallel"};
+  m.forms = [](const Settings& settings) {
+    return settings.flag("causal", true) ? std::vector<std::string>{"chunked", "naive", "recurrent"}
+                                         : std::vector<std::string>{"parallel", "naive"};
+  };
+  m.traits = recurrent_traits(false);
+  m.traits.noncausal = true;
+  m.core = core;
+  m.layer = [](const LayerConfig& config) {
+    return std::make_unique<LinearAttentionLayer>(config);
+  };
+  registry.add(std::move(m));
+}
+
+}  // namespace heed::mixer
