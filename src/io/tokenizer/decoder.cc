@@ -221,9 +221,9 @@ std::shared_ptr<const Decoder> read(const Json& json, const std::string& where, 
   }
   if (type == "Strip") {
     const auto count = [&](const char* key) {
-      const Json& value = get_field(json, key, here);
-      if (!value.is_number_unsigned()) throw Error("{}.{}: expected a count", here, key);
-      return static_cast<int64_t>(std::min<uint64_t>(value.get<uint64_t>(), 1 << 20));
+      const int64_t value = get_int(json, key, here);
+      if (value < 0) throw Error("{}.{}: {} is not a count", here, key, value);
+      return std::min<int64_t>(value, 1 << 20);
     };
     const std::string content = get_string(json, "content", here);
     if (content.empty()) throw Error("{}.content: empty", here);
