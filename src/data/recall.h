@@ -1,0 +1,126 @@
+// Synthetic text that can only be continued by looking back: what long-range heads are trained on
+// and measured with. Everything is made from a seed, a tokenizer and a corpus whose passages are
+// filler.
+//
+//   passkey           a five-digit code stated somewhere in the text, asked for at its end
+//                     (Mohtashami & Jaggi, arXiv 2305.16300)
+//   key-value list    lines `key: value`, then questions about some of them
+//                     (Liu et al., "Lost in the middle", arXiv 2307.03172)
+//   repeated passage  a passage (of text, or of random tokens) that comes again later: induction
+//                     (Olsson et al., arXiv 2209.11895)
+//   associative       multi-query associative recall: key and value tokens in pairs, then keys
+//   again
+//                     (Arora et al., "Zoology", arXiv 2312.04927)
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "data/codec.h"
+#include "data/corpus.h"
+#include "data/random.h"
+
+namespace heed::data {
+
+enum class RecallKind { kPasskey, kKeyValue, kRepeatedPassage, kAssociative };
+inline constexpr std::array<std::string_view, 4> kRecallKinds = {"passkey", "key_value",
+                                                                 "repeated_passage", "associative"};
+
+// A text together with the stretches that repeat what was said before.
+struct RecallSample {
+  RecallKind kind = RecallKind::kPasskey;
+  std::vector<int32_t> tokens;
+  // tokens[begin, end) are the answer; it was stated before at tokens[source, source + end -
+  // begin).
+  struct Answer {
+    int64_t begin = 0, end = 0, source = 0;
+    double depth() const { return begin > 0 ? static_cast<double>(source) / begin : 0; }
+  };
+  std::vector<Answer> answers;
+};
+
+// One document with several codes in it. A question is asked by appending it to `tokens`; under
+// teacher forcing the answer follows, and recall is exact match of all its tokens. With one prefill
+// of `tokens`, each question can be asked on a fork of the state.
+struct NeedleDocument {
+  std::vector<int32_t> tokens;
+  struct Needle {
+    int64_t begin = 0, end = 0;     // the statement is tokens[begin, end)
+    int64_t code = 0;               // its code begins here
+    double depth = 0;               // begin / tokens.size()
+    std::string name, value;        // "silver harbour", "40132"
+    std::vector<int32_t> question;  // ends just before the code
+    std::vector<int32_t> answer;    // the code's tokens
+  };
+  std::vector<Needle> needles;
+};
+
+class RecallGenerator {
+ public:
+  // Filler comes from `filler` (the held-out split when measuring). Throws UsageError for a codec
+  // that cannot write digits.
+  RecallGenerator(Corpus filler, const TextCodec& codec);
+
+  // `length` tokens of book text with `count` codes at evenly spread depths (jittered within their
+  // share); questions and answers are not part of `length`. Needles have different names.
+  // Throws UsageError when they do not fit.
+  NeedleDocument needles(int64_t length, int64_t count, Random& random) const;
+  // The same with one needle at `depth` in [0, 1].
+  NeedleDocument needle(int64_t length, double depth, Random& random) const;
+
+  // Samples of exactly `length` tokens, questions and answers included; UsageError if too short.
+  // A code at `depth`, asked for at the end.
+  RecallSample passkey(int64_t length, double depth, Random& random) const;
+  // `count` codes spread over the text, `asked` of them asked for at the end.
+  RecallSample passkeys(int64_t length, int64_t count, int64_t asked, Random& random) const;
+  // `pairs` lines, filler up to the length, then `asked` questions.
+  RecallSample key_value(int64_t length, int64_t pairs, int64_t asked, Random& random) const;
+  // Filler, a passage of `passage` tokens, filler, the passage again up to the end. The answer is
+  // what follows the repeat's first 8 tokens. `random_tokens`: the passage is no text but random
+  // words.
+  RecallSample repeated_passage(int64_t length, int64_t passage, bool random_tokens,
+                                Random& random) const;
+  // `pairs` key and value tokens (random words), then `asked` of the keys again with their values;
+  // what is left of the length is filler between the two.
+  RecallSample associative(int64_t length, int64_t pairs, int64_t asked, Random& random) const;
+
+  // A sample for training: kind by `shares` (in the order of RecallKind), sizes at random.
+  // length >= kMinLength.
+  RecallSample sample(int64_t length, std::span<const double> shares, Random& random) const;
+  static constexpr int64_t kMinLength = 192;
+
+  // `count` tokens of text from a random place, which begin at a word.
+  std::vector<int32_t> text(int64_t count, Random& random) const;
+  const TextCodec& codec() const { return codec_; }
+
+ private:
+  // A code with its words, tokenised, before it has a place.
+  struct Spec {
+    std::string name, value;
+    std::vector<int32_t> statement, question, answer;
+    int64_t code = 0;  // where the answer begins in the statement
+  };
+  std::vector<Spec> make_specs(int64_t count, int wording, Random& random) const;
+  // `length` tokens with spec n near depths[n] (ascending). False if they do not fit.
+  bool place(int64_t length, std::span<const Spec> specs, std::span<const double> depths,
+             bool plain_filler, Random& random, NeedleDocument* out) const;
+  bool try_passkeys(int64_t length, std::span<const double> depths, int64_t asked, int wording,
+                    bool plain_filler, Random& random, RecallSample* out) const;
+  bool try_key_value(int64_t length, int64_t pairs, int64_t asked, int wording, Random& random,
+                     RecallSample* out) const;
+  // The first place from `wanted` on, but not far, where a sentence (else a word) begins.
+  int64_t boundary(std::span<const int32_t> tokens, int64_t wanted) const;
+  std::vector<int32_t> filler(int64_t count, bool plain, Random& random) const;
+
+  Corpus filler_;
+  TextCodec codec_;
+  std::vector<int64_t> document_end_;                 // running sum of the documents' lengths
+  std::vector<uint8_t> ends_sentence_, starts_word_;  // by token id
+  std::vector<int32_t> words_;                        // tokens that are a whole word
+};
+
+}  // namespace heed::data
