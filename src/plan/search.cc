@@ -62,6 +62,14 @@ std::vector<double> changes(const Scores& scores, bool with_linear) {
 
 }  // namespace
 
+Json to_json(const Candidate& candidate) {
+  return {{"how", candidate.how},
+          {"nll", candidate.measured.nll},
+          {"answer_nll", candidate.measured.answer_nll},
+          {"recall", candidate.measured.recall},
+          {"objective", candidate.objective}};
+}
+
 Programs full_programs(const Decoder& model) {
   Programs programs;
   for (int64_t l = 0; l < model.config().layers; ++l) {
@@ -206,6 +214,54 @@ Programs Search::allocated(const std::vector<double>& losses, double budget) con
   return programs;
 }
 
+std::vector<double> Search::heads_alone() {
+  const auto& config = model_.config();
+  const int64_t count = static_cast<int64_t>(options_.grid.windows.size());
+  std::vector<double> values(text_.quadratic.size(), 0);
+  const std::string scope = "plan-alone/" + model_.hash() + "/" + fingerprint(data_.needles);
+  eval::Setting setting;
+  setting.kv_dtype = options_.kv_dtype;
+  progress_.begin("heads alone", config.layers * config.kv_heads);
+  std::vector<int64_t> measured{0, count / 2, count - 1};
+  measured.erase(std::unique(measured.begin(), measured.end()), measured.end());
+  for (int64_t l = 0; l < config.layers; ++l) {
+    if (model_.blocks()[l].mixer) continue;
+    for (int64_t h = 0; h < config.kv_heads; ++h) {
+      std::vector<std::pair<double, double>> points;  // ln window, increase
+      for (int64_t p : measured) {
+        const std::string key =
+            fmt::format("{}.{}/{}/{}", l, h, options_.grid.sinks, options_.grid.windows[p]);
+        double increase = 0;
+        std::optional<std::string> kept;
+        if (options_.records) kept = options_.records->get_result(scope, key);
+        if (kept) {
+          increase = Json::parse(*kept).get<double>();
+        } else {
+          Programs programs = full_programs(model_);
+          programs.heads[l][h] = options_.grid.program(p);
+          setting.programs = &programs;
+          const auto results = eval::measure_needles(model_, data_.check_needles, setting);
+          increase = std::max(0.0, eval::answer_nll_of(results) - dense_.answer_nll);
+          if (options_.records) options_.records->put_result(scope, key, Json(increase).dump());
+        }
+        points.emplace_back(std::log(static_cast<double>(options_.grid.windows[p])), increase);
+      }
+      points.emplace_back(std::log(static_cast<double>(options_.lengths.back())), 0.0);
+      for (int64_t p = 0; p < count; ++p) {
+        const double x = std::log(static_cast<double>(options_.grid.windows[p]));
+        size_t right = 0;
+        while (right + 1 < points.size() && points[right].first < x) ++right;
+        const auto& b = points[right];
+        const auto& a = right ? points[right - 1] : b;
+        const double t = b.first > a.first ? (x - a.first) / (b.first - a.first) : 0;
+        values[text_.index(l, h, p)] = a.second + t * (b.second - a.second);
+      }
+      progress_.step(l * config.kv_heads + h + 1);
+    }
+  }
+  return values;
+}
+
 Candidate& Search::run(std::string how, const Programs& programs) {
   for (auto& candidate : tried_) {
     if (candidate.programs.heads == programs.heads) return candidate;
@@ -229,7 +285,17 @@ Candidate Search::find(double budget) {
     return tried_[0];
   }
   tried_.reserve(32);
-  const auto text = changes(text_, false), needle = changes(needle_, false);
+  const auto text = changes(text_, false);
+  auto needle = changes(needle_, false);
+  if (options_.measure_heads_alone && !options_.text_only) {
+    const auto alone = heads_alone();
+    const double of_alone = total(alone), of_needle = total(needle);
+    if (of_alone > 0) {
+      for (size_t i = 0; i < needle.size(); ++i) {
+        needle[i] = 0.5 * (needle[i] + alone[i] * of_needle / of_alone);
+      }
+    }
+  }
   const double text_sum = std::max(total(text), 1e-30), needle_sum = std::max(total(needle), 1e-30);
   const auto mix = [&](double text_weight, double needle_weight) {
     std::vector<double> losses(text.size());
@@ -243,6 +309,7 @@ Candidate Search::find(double budget) {
       return a.objective < b.objective;
     });
   };
+  if (options_.text_only) return run("text scores", allocated(text, budget));
   // Weights in units of each score's sum; where the best is at an end, go on in that direction.
   double low = 1, high = 10;
   const auto try_weight = [&](double weight) -> double {

@@ -49,13 +49,18 @@ struct Candidate {
   Measured measured;
   double objective = 0;
 };
+Json to_json(const Candidate& candidate);  // without the programs
 
 struct SearchOptions {
   Grid grid;
   std::vector<int64_t> lengths;  // declared lengths; the budget holds at each
   at::ScalarType kv_dtype = at::kHalf;
-  int candidates = 5;                // joint allocations measured before repair, at most 10 in all
-  int repairs = 2;                   // times that the model is scored again around the best one
+  int candidates = 5;      // joint allocations measured before repair, at most 10 in all
+  int repairs = 2;         // times that the model is scored again around the best one
+  bool text_only = false;  // allocate by the loss of text alone
+  // Also measures each head alone at three windows on the needle questions, and lets that score
+  // stand beside the second-order one: 3 x heads runs.
+  bool measure_heads_alone = false;
   data::Records* records = nullptr;  // keeps the dense scores for another budget
 };
 
@@ -79,6 +84,9 @@ class Search {
   Measured measure(const Programs* programs);
   Scores scored(const std::string& name, const std::vector<Sample>& samples);
   Programs allocated(const std::vector<double>& losses, double budget) const;
+  // Increase of an answer token's loss when a head alone is windowed, measured, in the shape of
+  // Scores; windows between the measured ones by interpolation over the logarithm of the length.
+  std::vector<double> heads_alone();
   Candidate& run(std::string how, const Programs& programs);
 
   const Decoder& model_;

@@ -1,0 +1,81 @@
+// heed eval: perplexity, recall, speed and memory, dense and under a plan.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <optional>
+
+#include "cache/plan_programs.h"
+#include "cli/command.h"
+#include "cli/model_options.h"
+#include "eval/workbench.h"
+#include "io/atomic_file.h"
+#include "io/plan_file.h"
+#include "report/eval_report.h"
+
+namespace heed::cli {
+
+void add_eval(CLI::App& app) {
+  auto* command =
+      app.add_subcommand("eval", "Perplexity, recall, speed and memory, beside the dense model's");
+  struct Options {
+    CommonOptions common;
+    report::EvalOptions eval;
+    std::string model, plan, kv_dtype;
+    std::vector<std::string> data;
+    bool force = false;
+  };
+  auto o = std::make_shared<Options>();
+  auto& e = o->eval;
+  command->add_option("MODEL", o->model, "Folder, .gguf file or name of `heed models`")->required();
+  command->add_option("--plan", o->plan, "Plan file; without one the dense model alone is measured")
+      ->check(CLI::ExistingFile);
+  command->add_flag("--force", o->force, "Run a plan made for another model of the same shape");
+  command->add_option("--lengths", e.lengths, "Context lengths, e.g. 1024,4096")
+      ->delimiter(',')
+      ->check(CLI::Range(128, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--data", o->data, "Text to evaluate on (default: a book of Heed's)")
+      ->check(CLI::ExistingFile);
+  command->add_option("--texts", e.texts, "Texts for perplexity")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  command->add_option("--documents", e.documents, "Documents with needles")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  command->add_option("--needles", e.needles, "Needles a document")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command->add_option("--samples", e.samples, "Key-value lists and associative texts, each")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
+  command->add_option("--seed", e.seed, "Of needles and samples")->capture_default_str();
+  add_kv_dtype(command, o->kv_dtype);
+  o->common.add_json(command);
+  o->common.add_compute(command);
+  o->common.add_out(command, "file for the JSON");
+  command->callback([o] {
+    o->common.apply();
+    const auto load = load_options(o->common);
+    o->eval.kv_dtype = kv_dtype(o->kv_dtype, load);
+    auto progress = make_progress();
+    const auto bench = eval::open_workbench(o->model, load, *progress);
+    std::optional<Programs> programs;
+    if (!o->plan.empty()) {
+      const auto plan = read_plan(o->plan);
+      check_plan_fits(plan, o->plan, bench.model.hash(), bench.model.config().layers,
+                      bench.model.config().kv_heads, o->force);
+      programs = resolve_programs(plan);
+    }
+    const auto report =
+        report::run_eval(bench, o->data.empty() ? std::vector{eval::test_book()} : o->data,
+                         programs ? &*programs : nullptr, o->eval, *progress);
+    if (!o->common.out.empty()) write_text_atomic(o->common.out, report.dump(1) + "\n");
+    if (o->common.json) {
+      std::puts(report.dump(1).c_str());
+    } else {
+      std::fputs(report::eval_table(report).c_str(), stdout);
+    }
+  });
+}
+
+}  // namespace heed::cli

@@ -1,0 +1,20 @@
+// Options of every command that runs a model.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "cli/command.h"
+#include "model/decoder.h"
+
+namespace heed::cli {
+
+// Weights and activations as --dtype and --device say; `context` 0: what the model was made for.
+LoadOptions load_options(const CommonOptions& common, int64_t context = 0);
+
+// --kv-dtype; `text` empty: float16 on the CPU, the weights' type on CUDA.
+void add_kv_dtype(CLI::App* command, std::string& text);
+at::ScalarType kv_dtype(const std::string& text, const LoadOptions& load);
+
+}  // namespace heed::cli

@@ -1,0 +1,41 @@
+// `heed plan` in one call: a plan file by any method, searched on one text.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "eval/workbench.h"
+#include "io/plan_file.h"
+#include "io/progress.h"
+#include "plan/search.h"
+
+namespace heed::plan {
+
+struct MakeOptions {
+  double budget = 0.3;
+  Method method = Method::kHeed;
+  std::vector<int64_t> lengths{4096};  // searched at the largest; the budget holds at each
+  std::vector<int64_t> windows;        // grid; empty: powers of two and their midpoints from 32 on
+  int64_t sinks = 16;
+  int64_t texts = 2, checks = 1;  // scored, and run with joint candidates
+  int candidates = 4, repairs = 1;
+  // Scores more texts, and measures every head alone before allocating: hours on a CPU, minutes on
+  // a GPU.
+  bool thorough = false;
+  int steps = 40;  // of DuoAttention's gates
+  uint64_t seed = 1;
+  at::ScalarType kv_dtype = at::kHalf;
+  std::string records;  // SQLite file that keeps scores for another budget; empty: none
+};
+
+struct Made {
+  Plan plan;
+  Programs programs;
+  double kept = 0;  // share of the dense cache at the largest length
+};
+
+// `files`: text to search on. Throws UsageError for a budget, length or text that does not fit.
+Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& files,
+               const MakeOptions& options, Progress& progress = no_progress());
+
+}  // namespace heed::plan
