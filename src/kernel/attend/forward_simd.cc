@@ -28,7 +28,10 @@ HWY_NOINLINE void dots(const float* q, ptrdiff_t q_row, const T* k, ptrdiff_t k_
   const hn::Repartition<uint64_t, Tag> d64;
   for (int j = 0; j < count; j += 4) {
     const T* key[4];
-    for (int i = 0; i < 4; ++i) key[i] = k + std::min(j + i, count - 1) * k_stride;
+    for (int i = 0; i < 4; ++i) {
+      key[i] = k + std::min(j + i, count - 1) * k_stride;
+      prefetch_row(key[i] + kAhead * k_stride, vectors);
+    }
     Vec acc[R][4];
     HWY_UNROLL(8)
     for (int r = 0; r < R; ++r) {
@@ -103,23 +106,28 @@ HWY_NOINLINE void weigh(const AttendTable& table, const AttendJob& job, int rows
     }
     return;
   }
+  // All maxima first: the sums across lanes then overlap.
+  float base[kGroup];
   for (int r = 0; r < rows; ++r) {
-    float* row = s + r * kTile;
+    const float* row = s + r * kTile;
     Vec max = hn::LoadU(d, row + from);
     for (int j = from + kLanes; j < to; j += kLanes) max = hn::Max(max, hn::LoadU(d, row + j));
-    SoftmaxPart<float> tile{hn::GetLane(hn::MaxOfLanes(d, max)), 0};
-    const float both = std::max(parts[r].max, tile.max);
-    const Vec base = hn::Set(d, both == kHidden ? 0.0f : both);
+    const float both = std::max(parts[r].max, hn::GetLane(hn::MaxOfLanes(d, max)));
+    factor[r] = 1;
+    if (both != parts[r].max) factor[r] = SoftmaxPart<float>::weight(parts[r].max, both);
+    parts[r].max = both;
+    base[r] = both == kHidden ? 0.0f : both;
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* row = s + r * kTile;
+    const Vec shift = hn::Set(d, base[r]);
     Vec sum = hn::Zero(d);
     for (int j = from; j < to; j += kLanes) {
-      const Vec p = exp2_vec(hn::Sub(hn::LoadU(d, row + j), base));
+      const Vec p = exp2_vec(hn::Sub(hn::LoadU(d, row + j), shift));
       sum = hn::Add(sum, p);
       hn::StoreU(p, d, row + j);
     }
-    tile.sum = hn::GetLane(hn::SumOfLanes(d, sum));
-    factor[r] = 1;
-    if (both != parts[r].max) factor[r] = SoftmaxPart<float>::weight(parts[r].max, both);
-    parts[r] = {both, parts[r].sum * factor[r] + tile.sum};
+    parts[r].sum = parts[r].sum * factor[r] + hn::GetLane(hn::SumOfLanes(d, sum));
   }
 }
 

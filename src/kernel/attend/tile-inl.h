@@ -14,6 +14,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernel/simd_dtype.h"
 #include "kernel/simd_targets.h"
@@ -64,13 +65,24 @@ HWY_INLINE Vec exp2_vec(Vec x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 }
 
+// Rows read in place are asked for so many rows ahead; memory behind the end of a segment may be
+// asked for too, which does nothing.
+inline constexpr ptrdiff_t kAhead = 16;
+
+template <class T>
+HWY_INLINE void prefetch_row(const T* row, int vectors) {
+  const char* at = reinterpret_cast<const char*>(row);
+  const ptrdiff_t bytes = vectors * kLanes * static_cast<ptrdiff_t>(sizeof(T));
+  for (ptrdiff_t i = 0; i < bytes; i += 64) hwy::Prefetch(at + i);
+}
+
 // What the micro-kernel does with its sums: C = AB, C = diag(factor) C + AB.
 enum class Into { kSet, kScale };
 
 // C (R rows, NV vectors) from A (R x depth) and B (depth rows of NV vectors): element (r, k) of A
 // is a[r * kRowStride + k * a_k]; row k of B is at b + k * b_k. Sums of one call start from zero,
-// so that rounding errors do not grow with the number of tiles added into C.
-template <int R, int NV, int kRowStride, Into kInto, class T>
+// so that rounding errors do not grow with the number of tiles added into C. kFetch: B is read in place.
+template <int R, int NV, int kRowStride, Into kInto, bool kFetch, class T>
 HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
                              int64_t depth, float* c, ptrdiff_t c_row, const float* factor) {
   const Tag d;
@@ -84,6 +96,7 @@ HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_
     Vec row[NV];
     HWY_UNROLL(8)
     for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
+    if constexpr (kFetch) prefetch_row(b + kAhead * b_k, NV);
     HWY_UNROLL(8)
     for (int r = 0; r < R; ++r) {
       const Vec x = hn::Set(d, a[r * kRowStride]);
@@ -108,42 +121,48 @@ HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_
   }
 }
 
-template <int NV, int kRowStride, Into kInto, class T>
+template <int NV, int kRowStride, Into kInto, bool kFetch, class T>
 HWY_NOINLINE void micro_rows(int rows, const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
                              int64_t depth, float* c, ptrdiff_t c_row, const float* factor) {
   switch (rows) {
     case 1:
-      return micro_kernel<1, NV, kRowStride, kInto>(a, a_k, b, b_k, depth, c, c_row, factor);
+      return micro_kernel<1, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
+                                                            factor);
     case 2:
-      return micro_kernel<2, NV, kRowStride, kInto>(a, a_k, b, b_k, depth, c, c_row, factor);
+      return micro_kernel<2, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
+                                                            factor);
     case 3:
-      return micro_kernel<3, NV, kRowStride, kInto>(a, a_k, b, b_k, depth, c, c_row, factor);
+      return micro_kernel<3, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
+                                                            factor);
     case 4:
-      return micro_kernel<4, NV, kRowStride, kInto>(a, a_k, b, b_k, depth, c, c_row, factor);
+      return micro_kernel<4, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
+                                                            factor);
     case 5:
-      return micro_kernel<5, NV, kRowStride, kInto>(a, a_k, b, b_k, depth, c, c_row, factor);
+      return micro_kernel<5, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
+                                                            factor);
     default:
-      return micro_kernel<6, NV, kRowStride, kInto>(a, a_k, b, b_k, depth, c, c_row, factor);
+      return micro_kernel<6, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
+                                                            factor);
   }
 }
 
 // The same for `vectors` columns of vectors and at most kGroup rows; B's columns lie in chunks of
 // kColumns vectors, b_chunk elements apart.
-template <int kRowStride, Into kInto, class T>
+template <int kRowStride, Into kInto, bool kFetch = false, class T>
 HWY_INLINE void multiply(int rows, const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
                          ptrdiff_t b_chunk, int64_t depth, float* c, ptrdiff_t c_row, int vectors,
                          const float* factor) {
   for (; vectors >= kColumns; vectors -= kColumns, b += b_chunk, c += kPanel) {
-    micro_rows<kColumns, kRowStride, kInto>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
+    micro_rows<kColumns, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
   }
   if constexpr (kColumns > 2) {
     if (vectors >= 2) {
-      micro_rows<2, kRowStride, kInto>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
+      micro_rows<2, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
       vectors -= 2, b += 2 * kLanes, c += 2 * kLanes;
     }
   }
   if (vectors == 1) {
-    micro_rows<1, kRowStride, kInto>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
+    micro_rows<1, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
   }
 }
 
