@@ -12,6 +12,9 @@ namespace heed::tok {
 
 namespace {
 
+// `\w+|[^\w\s]+` of Rust's regex, whose words take in the two joiners.
+constexpr std::string_view kRustWords = R"([\w\x{200c}\x{200d}]+|[^\w\x{200c}\x{200d}\s]+)";
+
 enum class Behavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
 Behavior read_behavior(const Json& json, const std::string& where, const std::string& fallback) {
@@ -305,7 +308,7 @@ std::shared_ptr<const PreTokenizer> read(const Json& json, const std::string& wh
     return std::make_shared<Metaspace>(replacement, prepend, get_bool(json, "split", here, true));
   }
   if (type == "Whitespace") {
-    return std::make_shared<SplitAtRegex>(Regex(R"(\w+|[^\w\s]+)", here), Behavior::kRemoved, true);
+    return std::make_shared<SplitAtRegex>(Regex(kRustWords, here), Behavior::kRemoved, true);
   }
   if (type == "WhitespaceSplit") {
     return std::make_shared<SplitAtCharacters>(unicode::is_whitespace, Behavior::kRemoved);

@@ -51,6 +51,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool parse_special
       normalized = parts_->normalizer->apply(std::string(part.text));
       plain = normalized;
     }
+    if (plain.empty()) continue;
     if (parts_->added_normalized.empty()) {
       encode_text(plain, at_start);
       continue;

@@ -55,6 +55,7 @@ bool is_mark(char32_t c);                  // Mn, Mc, Me
 bool is_nonspacing_mark(char32_t c);       // Mn
 bool is_other(char32_t c);                 // Cc, Cf, Cn, Co, Cs
 bool is_punctuation(char32_t c);           // ASCII punctuation and P*
+bool is_unassigned(char32_t c);            // Cn
 bool is_chinese(char32_t c);               // the ideograph blocks that BERT sets apart
 std::string lower(std::string_view text);  // full mapping, without the final-sigma rule
 

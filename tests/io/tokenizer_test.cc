@@ -1,0 +1,347 @@
+// Tokenizers against Hugging Face `tokenizers` and SentencePiece (fixtures/tokenizers, made by
+// make_tokenizer_fixtures.py), GGUF's own rules, the trainer, streaming, and files that are broken.
+#include "io/tokenizer/tokenizer.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "io/error.h"
+#include "io/tokenizer/bpe_trainer.h"
+#include "io/tokenizer/open.h"
+#include "io/tokenizer/regex.h"
+#include "io/tokenizer/unicode.h"
+
+namespace {
+
+using heed::Tokenizer;
+using nlohmann::json;
+using Ids = std::vector<int32_t>;
+
+const std::string kFolder = std::string(HEED_SOURCE_DIR) + "/tests/io/fixtures/tokenizers/";
+
+std::string read_text(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+const json& expected() {
+  static const json value = json::parse(read_text(kFolder + "expected.json"));
+  return value;
+}
+
+// The vocabulary of GPT-2's byte alphabet with a few merges; the byte 0xFF has no token.
+heed::GgufVocab small_gguf(const std::string& pre) {
+  heed::GgufVocab vocab;
+  vocab.model = "gpt2";
+  vocab.pre = pre;
+  vocab.tokens = {"<|im_start|>", "<|im_end|>"};
+  vocab.types = {3, 3};
+  for (int b = 0; b < 255; ++b) {
+    vocab.tokens.push_back(heed::unicode::byte_to_symbol(static_cast<unsigned char>(b)));
+  }
+  for (const char* token : {"12", "ab", "Ġa", "Ġab"}) vocab.tokens.push_back(token);
+  vocab.types.resize(vocab.tokens.size(), 1);
+  vocab.merges = {"1 2", "a b", "Ġ ab", "Ġ a"};
+  return vocab;
+}
+
+std::vector<std::string> spelled(const Tokenizer& tokenizer, std::string_view text) {
+  std::vector<std::string> out;
+  for (const int32_t id : tokenizer.encode(text)) out.push_back(tokenizer.id_to_token(id));
+  return out;
+}
+
+TEST(Tokenizer, SameIdsAndTextsAsTheLibrariesThatMadeTheFiles) {
+  for (const auto& [file, wanted] : expected()["tokenizers"].items()) {
+    const Tokenizer tokenizer = heed::open_tokenizer(kFolder + file);
+    const json& strings = wanted.contains("strings") ? wanted["strings"] : expected()["strings"];
+    std::vector<Ids> lists;
+    int wrong = 0;
+    for (size_t i = 0; i < strings.size(); ++i) {
+      const Ids want = wanted["ids"][i].get<Ids>();
+      lists.push_back(want);
+      const Ids got = tokenizer.encode(strings[i].get<std::string>());
+      if (got != want && ++wrong <= 3) {
+        EXPECT_EQ(got, want) << file << ": " << strings[i].dump();
+      }
+    }
+    EXPECT_EQ(wrong, 0) << file;
+    for (const json& ids : wanted["decode"]) lists.push_back(ids.get<Ids>());
+    wrong = 0;
+    for (size_t i = 0; i < lists.size(); ++i) {
+      const std::string want = wanted["texts"][i].get<std::string>();
+      const std::string got = tokenizer.decode(lists[i]);
+      if (got != want && ++wrong <= 3) {
+        EXPECT_EQ(got, want) << file << ": " << json(lists[i]).dump();
+      }
+    }
+    EXPECT_EQ(wrong, 0) << file;
+  }
+}
+
+TEST(Tokenizer, StreamedTextIsTheDecodedText) {
+  for (const auto& [file, wanted] : expected()["tokenizers"].items()) {
+    const Tokenizer tokenizer = heed::open_tokenizer(kFolder + file);
+    for (const char* key : {"ids", "decode"}) {
+      for (size_t i = 0; i < wanted[key].size(); i += 7) {
+        const Ids ids = wanted[key][i].get<Ids>();
+        heed::StreamDecoder stream(tokenizer, false);
+        std::string text;
+        for (const int32_t id : ids) {
+          const std::string part = stream.push(id);
+          EXPECT_TRUE(heed::unicode::is_valid(part)) << file;
+          text += part;
+        }
+        text += stream.finish();
+        EXPECT_EQ(text, tokenizer.decode(ids)) << file;
+      }
+    }
+  }
+}
+
+TEST(Tokenizer, StreamHoldsBackHalfACharacter) {
+  const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(small_gguf("smollm"), "small");
+  const Ids ids = tokenizer.encode("é😀!");
+  ASSERT_EQ(ids.size(), 7u);
+  heed::StreamDecoder stream(tokenizer);
+  std::vector<std::string> parts;
+  for (const int32_t id : ids) parts.push_back(stream.push(id));
+  EXPECT_EQ(parts, (std::vector<std::string>{"", "é", "", "", "", "😀", "!"}));
+  EXPECT_EQ(stream.push(ids[2]), "");
+  EXPECT_EQ(stream.finish(), "\xEF\xBF\xBD");
+}
+
+TEST(Tokenizer, SmollmRule) {
+  const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(small_gguf("smollm"), "small");
+  using List = std::vector<std::string>;
+  // Digits stand alone, and the end of a stretch before one counts as the end of the text: all
+  // blanks before a digit are one piece.
+  EXPECT_EQ(spelled(tokenizer, "12 ab"), (List{"1", "2", "Ġab"}));
+  EXPECT_EQ(spelled(tokenizer, "ab  1"), (List{"ab", "Ġ", "Ġ", "1"}));
+  EXPECT_EQ(spelled(tokenizer, "<|im_start|>ab<|im_end|>"),
+            (List{"<|im_start|>", "ab", "<|im_end|>"}));
+  EXPECT_EQ(tokenizer.encode("<|im_end|>", false).size(), 10u);
+  EXPECT_EQ(tokenizer.decode(Ids{0, 1}), "<|im_start|><|im_end|>");
+  EXPECT_EQ(tokenizer.decode(Ids{0, 1}, true), "");
+  EXPECT_TRUE(tokenizer.encode("").empty());
+
+  const Tokenizer gpt2 = Tokenizer::from_gguf_vocab(small_gguf("gpt-2"), "small");
+  EXPECT_EQ(spelled(gpt2, "12 ab"), (List{"12", "Ġab"}));
+}
+
+TEST(Tokenizer, BytesWithoutATokenAreLeftOut) {
+  heed::GgufVocab vocab = small_gguf("smollm");
+  vocab.tokens[2 + 0x01] = "<unused>";  // the byte 1 loses its token
+  const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(vocab, "small");
+  EXPECT_TRUE(tokenizer.encode("\x01\x01").empty());
+  EXPECT_EQ(spelled(tokenizer,
+                    "a\x01"
+                    "b"),
+            (std::vector<std::string>{"a", "b"}));
+  // Within one piece the neighbours of the byte that was left out merge.
+  EXPECT_EQ(spelled(tokenizer,
+                    "\x01"
+                    "a"),
+            (std::vector<std::string>{"a"}));
+}
+
+TEST(Tokenizer, BrokenUtf8) {
+  const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(small_gguf("smollm"), "small");
+  EXPECT_EQ(tokenizer.encode("a\xFF\xFE"), tokenizer.encode("a\xEF\xBF\xBD\xEF\xBF\xBD"));
+  const auto byte = [](int b) { return 2 + b; };
+  // One U+FFFD for each longest broken part: F0 9F is one, a lone 80 another.
+  EXPECT_EQ(tokenizer.decode(Ids{byte(0xF0), byte(0x9F), byte('a'), byte(0x80), byte(0x80)}),
+            "\xEF\xBF\xBD"
+            "a\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(heed::unicode::to_valid("\xE2\x82(\xED\xA0\x80\xC0\xAF"),
+            "\xEF\xBF\xBD(\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_THROW(tokenizer.decode(Ids{100000}), heed::UsageError);
+  EXPECT_THROW(tokenizer.decode(Ids{-1}), heed::UsageError);
+}
+
+TEST(Tokenizer, GgufErrorsNameWhatIsWrong) {
+  const auto message = [](const heed::GgufVocab& vocab) -> std::string {
+    try {
+      Tokenizer::from_gguf_vocab(vocab, "x.gguf");
+      return "";
+    } catch (const heed::Error& error) {
+      return error.what();
+    }
+  };
+  EXPECT_NE(message(small_gguf("martian")).find("martian"), std::string::npos);
+  heed::GgufVocab vocab = small_gguf("smollm");
+  vocab.model = "bert";
+  EXPECT_NE(message(vocab).find("\"bert\""), std::string::npos);
+  vocab = small_gguf("smollm");
+  vocab.types.pop_back();
+  EXPECT_NE(message(vocab).find("token_type"), std::string::npos);
+  vocab = small_gguf("smollm");
+  vocab.merges.push_back("q zz");
+  EXPECT_NE(message(vocab).find("merges[4]"), std::string::npos);
+  vocab = small_gguf("smollm");
+  vocab.merges.push_back("oneword");
+  EXPECT_NE(message(vocab).find("oneword"), std::string::npos);
+  vocab.tokens.clear();
+  EXPECT_NE(message(vocab).find("tokens"), std::string::npos);
+}
+
+TEST(Tokenizer, GgufLlamaMergesByScore) {
+  heed::GgufVocab vocab;
+  vocab.model = "llama";
+  vocab.tokens = {"<unk>", "<s>", "</s>"};
+  vocab.types = {2, 3, 3};
+  vocab.scores = {0, 0, 0};
+  for (int b = 0; b < 256; ++b) {
+    vocab.tokens.push_back(fmt::format("<0x{:02X}>", b));
+    vocab.types.push_back(6);
+    vocab.scores.push_back(0);
+  }
+  const std::vector<std::pair<const char*, float>> pieces = {
+      {"▁", -10}, {"a", -11}, {"b", -12}, {"ab", -1}, {"▁a", -2}, {"▁ab", -3}, {"aa", -1}};
+  for (const auto& [text, score] : pieces) {
+    vocab.tokens.push_back(text);
+    vocab.types.push_back(1);
+    vocab.scores.push_back(score);
+  }
+  vocab.special = {.bos = 1, .eos = 2, .unk = 0, .add_bos = true};
+  const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(vocab, "x.gguf");
+  using List = std::vector<std::string>;
+  EXPECT_EQ(spelled(tokenizer, "ab"), (List{"▁ab"}));
+  EXPECT_EQ(spelled(tokenizer, "aaa"), (List{"▁", "aa", "a"}));  // equal scores: the leftmost
+  EXPECT_EQ(spelled(tokenizer, "é"), (List{"▁", "<0xC3>", "<0xA9>"}));
+  EXPECT_EQ(spelled(tokenizer, "a b</s>a"), (List{"▁a", "▁", "b", "</s>", "▁a"}));
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode("ab é aab")), "ab é aab");
+  EXPECT_EQ(tokenizer.special().bos, 1);
+}
+
+TEST(Tokenizer, LongRunsTakeNoQuadraticTime) {
+  for (const char* file : {"byte_digits.json", "bpe_llama2.json", "unigram.json"}) {
+    const Tokenizer tokenizer = heed::open_tokenizer(kFolder + file);
+    for (const char* unit : {"a", " ", "\n", "é", "1", "="}) {
+      std::string text;
+      while (text.size() < 300'000) text += unit;
+      EXPECT_FALSE(tokenizer.encode(text).empty()) << file;
+    }
+  }
+}
+
+TEST(Tokenizer, ManyThreads) {
+  const Tokenizer tokenizer = heed::open_tokenizer(kFolder + "byte_digits.json");
+  const Tokenizer other = heed::open_tokenizer(kFolder + "bpe_llama2.json");
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (size_t i = 0; i < expected()["strings"].size(); ++i) {
+        const std::string text = expected()["strings"][i].get<std::string>();
+        const auto wanted = [&](const char* file) {
+          return expected()["tokenizers"][file]["ids"][i].get<Ids>();
+        };
+        wrong += tokenizer.encode(text) != wanted("byte_digits.json");
+        wrong += other.encode(text) != wanted("bpe_llama2.json");
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(Tokenizer, SpecialIdsOfAFile) {
+  const auto& special = heed::open_tokenizer(kFolder + "byte_digits.json").special();
+  EXPECT_EQ(special.bos, 1);
+  EXPECT_EQ(special.eos, 0);
+  EXPECT_TRUE(special.add_bos);
+  const auto& bert = heed::open_tokenizer(kFolder + "wordpiece_bert.json").special();
+  EXPECT_EQ(bert.bos, 2);
+  EXPECT_EQ(bert.eos, 3);
+  EXPECT_FALSE(heed::open_tokenizer(kFolder + "byte_qwen2_nfc.json").special().add_bos);
+}
+
+TEST(Tokenizer, UnknownTypesAndBrokenFilesNameTheKey) {
+  const auto message = [](const std::string& text) -> std::string {
+    try {
+      Tokenizer::from_tokenizer_json(text, "t.json");
+      return "";
+    } catch (const heed::Error& error) {
+      return error.what();
+    }
+  };
+  const auto with = [](const char* key, const json& value) {
+    json root = {
+        {"model", {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}}}, {"merges", json::array()}}}};
+    root[key] = value;
+    return root.dump();
+  };
+  EXPECT_EQ(message(with("version", "1.0")), "");
+  const auto names = [&](const std::string& text, const char* what) {
+    const std::string got = message(text);
+    EXPECT_NE(got.find("t.json"), std::string::npos) << got;
+    EXPECT_NE(got.find(what), std::string::npos) << got;
+  };
+  names(with("normalizer", {{"type", "Martian"}}), "Martian");
+  names(with("pre_tokenizer", {{"type", "UnicodeScripts"}}), "UnicodeScripts");
+  names(with("decoder", {{"type", "CTC"}}), "CTC");
+  names(with("model", {{"type", "Neural"}}), "Neural");
+  names(with("model", {{"type", "BPE"}, {"vocab", {{"a", 0}}}, {"merges", {"a q"}}}), "merges[0]");
+  names(with("model", {{"type", "BPE"}, {"vocab", {{"a", -1}}}, {"merges", json::array()}}), "-1");
+  names(with("model", {{"type", "BPE"}, {"vocab", {{"a", 1 << 30}}}, {"merges", json::array()}}),
+        "1073741824");
+  names(with("pre_tokenizer",
+             {{"type", "Split"}, {"pattern", {{"Regex", "(("}}}, {"behavior", "Isolated"}}),
+        "((");
+  names(with("added_tokens", {{{"id", 1}}}), "content");
+  names("{", "t.json");
+  names("[]", "t.json");
+  std::string nested = R"({"type":"ByteLevel"})";
+  for (int i = 0; i < 25; ++i) nested = R"({"type":"Sequence","pretokenizers":[)" + nested + "]}";
+  names(with("pre_tokenizer", json::parse(nested)), "deeply");
+}
+
+TEST(Tokenizer, HostileRegexEndsWithAnError) {
+  const heed::Regex regex("^(a|aa|aaa)+$", "here");
+  size_t start, end;
+  EXPECT_THROW(regex.find(std::string(5000, 'a') + '!', 0, start, end), heed::Error);
+}
+
+TEST(Tokenizer, PatternsOfOtherEnginesAreTranslated) {
+  EXPECT_EQ(heed::translate_pattern("\\x{41}[ab]{,3}\\u00e9", "t"), "\\x{41}[ab]{0,3}\\x{00e9}");
+  EXPECT_EQ(heed::translate_pattern("[]a]\\[", "t"), "[]a]\\[");
+  EXPECT_THROW(heed::translate_pattern("[a&&b]", "t"), heed::Error);
+  EXPECT_THROW(heed::translate_pattern("[a[b]]", "t"), heed::Error);
+  size_t start, end;
+  // U+180E is no blank in Unicode since version 6.3.
+  EXPECT_FALSE(heed::Regex("\\s", "t").find("\xE1\xA0\x8E", 0, start, end));
+  EXPECT_TRUE(heed::Regex("\\s", "t").find("\xC2\x85", 0, start, end));
+}
+
+TEST(BpeTrainer, LearnsWhatIsFrequentAndReadsBack) {
+  heed::BpeTrainerOptions options;
+  options.vocab_size = 256 + 1 + 4;
+  options.special_tokens = {"<|endoftext|>"};
+  int calls = 0;
+  const std::string text = heed::train_byte_bpe(
+      [&](std::string& out) {
+        out = "low low low lower<|endoftext|>low 1212";
+        return calls++ < 3;
+      },
+      options);
+  const Tokenizer tokenizer = Tokenizer::from_tokenizer_json(text, "trained");
+  EXPECT_EQ(tokenizer.vocab_size(), 261);
+  using List = std::vector<std::string>;
+  EXPECT_EQ(spelled(tokenizer, "low lower<|endoftext|>12"),
+            (List{"low", "Ġlow", "er", "<|endoftext|>", "1", "2"}));
+  for (int b = 0; b < 256; ++b) {
+    EXPECT_TRUE(
+        tokenizer.token_to_id(heed::unicode::byte_to_symbol(static_cast<unsigned char>(b))));
+  }
+  options.vocab_size = 100;
+  EXPECT_THROW(heed::train_byte_bpe([](std::string&) { return false; }, options), heed::UsageError);
+}
+
+}  // namespace
