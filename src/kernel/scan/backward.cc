@@ -64,7 +64,7 @@ struct Kept {
   }
 };
 
-HWY_INLINE int64_t blocks_per_segment(int64_t blocks) {
+HWY_NOINLINE int64_t blocks_per_segment(int64_t blocks) {
   int64_t n = 8;
   while (n * n < blocks) ++n;
   return n;
@@ -72,7 +72,7 @@ HWY_INLINE int64_t blocks_per_segment(int64_t blocks) {
 
 int64_t backward_scratch(const ScanProblem& s, int64_t width, int64_t longest) {
   Arena arena(nullptr);
-  const Block b(s, width, arena);
+  const Block b(s, width, 1, arena);
   const BlockGrads g(b, arena);
   const int64_t blocks = (longest + b.block - 1) / b.block;
   const int64_t per_segment = blocks_per_segment(blocks);
@@ -81,8 +81,8 @@ int64_t backward_scratch(const ScanProblem& s, int64_t width, int64_t longest) {
 }
 
 // m(j, i) = value_j . row_i for the pairs with i >= j (or i > j), rows given transposed.
-HWY_INLINE void pair_grads(const Block& b, const float* value, const float* turned, bool strict,
-                           float* m) {
+HWY_NOINLINE void pair_grads(const Block& b, const float* value, const float* turned, bool strict,
+                             float* m) {
   const int64_t l = b.length;
   product(l, l, b.dv, {value, b.ldv, 1}, turned, b.ldm, m, b.ldm, Init::kZero);
   for (int64_t j = 0; j < l; ++j) std::fill_n(m + j * b.ldm, j + (strict ? 1 : 0), 0.0f);
@@ -90,8 +90,8 @@ HWY_INLINE void pair_grads(const Block& b, const float* value, const float* turn
 
 // to[i] = (matrix value_i) for the tokens i of the block, values given transposed; `matrix` is a
 // state.
-HWY_INLINE void state_times(const Block& b, const float* matrix, const float* turned_value,
-                            float* turned_key, float* to) {
+HWY_NOINLINE void state_times(const Block& b, const float* matrix, const float* turned_value,
+                              float* turned_key, float* to) {
   product(b.dk, b.length, b.dv, {matrix, b.lds, 1}, turned_value, b.ldm, turned_key, b.ldm,
           Init::kZero);
   // Rows of keys beyond dk stay 0: they were never written.
@@ -100,7 +100,7 @@ HWY_INLINE void state_times(const Block& b, const float* matrix, const float* tu
 
 // dX from dO and the gradient of the state at the block's end, by substitution from the last token,
 // and dV. For delta b.w = beta X was written and g.v first gathers its gradient.
-HWY_INLINE void value_grads(const Block& b, const float* grad_state, BlockGrads& g) {
+HWY_NOINLINE void value_grads(const Block& b, const float* grad_state, BlockGrads& g) {
   const DF d;
   const int64_t l = b.length;
   auto from_reads_and_end = [&](const float* m, const float* key, float* to) {
@@ -135,9 +135,9 @@ HWY_INLINE void value_grads(const Block& b, const float* grad_state, BlockGrads&
 // Pairs with a decay per channel: adds to the gradients of rows, column and log decay. The forward
 // recursion w_i = a_i w_{i-1} from w_j = column_j is run again and then backwards.
 template <bool kTwo>
-HWY_INLINE void channel_pair_grads(const Block& b, const float* column, const float* mq,
-                                   const float* mc, bool c_before, BlockGrads& g,
-                                   float* grad_column) {
+HWY_NOINLINE void channel_pair_grads(const Block& b, const float* column, const float* mq,
+                                     const float* mc, bool c_before, BlockGrads& g,
+                                     float* grad_column) {
   const DF d;
   const int64_t l = b.length, ld = b.ldk;
   VF w[16];
@@ -174,9 +174,9 @@ HWY_INLINE void channel_pair_grads(const Block& b, const float* column, const fl
 
 // The same with one decay a token. m is the matrix of the forward pass, grad its gradient
 // (changed).
-HWY_INLINE void scalar_pair_grads(const Block& b, const float* row, const float* column,
-                                  const float* weight, const float* m, bool before, float* grad,
-                                  float* grad_row, float* grad_column, float* grad_decay) {
+HWY_NOINLINE void scalar_pair_grads(const Block& b, const float* row, const float* column,
+                                    const float* weight, const float* m, bool before, float* grad,
+                                    float* grad_row, float* grad_column, float* grad_decay) {
   const DF d;
   const int64_t l = b.length;
   if (grad_decay != nullptr) {
@@ -202,8 +202,8 @@ HWY_INLINE void scalar_pair_grads(const Block& b, const float* row, const float*
 // A key gradient through the decay from the block's start (rows) or to its end (columns): adds
 // decayed . factor to `to`, and what crosses each token to the gradient of the log decay.
 //   rows: `reach` = 1 where the row reads after its decay, 0 before.
-HWY_INLINE void through_factor(const Block& b, const float* tile, bool row, int64_t reach,
-                               bool decays, BlockGrads& g, float* to) {
+HWY_NOINLINE void through_factor(const Block& b, const float* tile, bool row, int64_t reach,
+                                 bool decays, BlockGrads& g, float* to) {
   const DF d;
   const int64_t l = b.length, ld = b.ldk;
   const float* factor = row ? b.from_start + (b.channel ? reach * ld : reach) : b.to_end;
@@ -258,8 +258,8 @@ HWY_INLINE void through_factor(const Block& b, const float* tile, bool row, int6
 }
 
 // What the state carried over the whole block gives every log decay in it.
-HWY_INLINE void carried_decay_grads(const Block& b, const float* state, const float* grad_state,
-                                    BlockGrads& g) {
+HWY_NOINLINE void carried_decay_grads(const Block& b, const float* state, const float* grad_state,
+                                      BlockGrads& g) {
   float sum = 0;
   for (int64_t i = 0; i < b.dk; ++i) {
     const float carried =
@@ -276,8 +276,8 @@ HWY_INLINE void carried_decay_grads(const Block& b, const float* state, const fl
 
 // All gradients of a prepared block; `state` is the one at its start. grad_state goes from the end
 // of the block to its start.
-HWY_INLINE void block_grads(const ScanProblem& s, const Block& b, const float* state,
-                            float* grad_state, double* grad_bonus, BlockGrads& g) {
+HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float* state,
+                              float* grad_state, double* grad_bonus, BlockGrads& g) {
   const DF d;
   const int64_t l = b.length;
   const bool decays = s.decay != Decay::kNone;
@@ -365,8 +365,8 @@ HWY_INLINE void block_grads(const ScanProblem& s, const Block& b, const float* s
   }
 }
 
-HWY_INLINE void store_token_row(const float* from, int64_t width, const ScanTensor& x, int64_t b,
-                                int64_t t, int64_t h, int64_t first = 0) {
+HWY_NOINLINE void store_token_row(const float* from, int64_t width, const ScanTensor& x, int64_t b,
+                                  int64_t t, int64_t h, int64_t first = 0) {
   if (x) store_row(from, width, const_cast<char*>(token_row(x, b, t, h, first)), HEED_FLOAT32);
 }
 
@@ -377,7 +377,7 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
                    ScanColumns columns, int64_t longest, float* scratch, double* head_decay,
                    double* bonus) {
   Arena arena(scratch);
-  Block b(s, columns.width, arena);
+  Block b(s, columns.width, 1, arena);
   BlockGrads g(b, arena);
   const int64_t most_blocks = (longest + b.block - 1) / b.block;
   const int64_t per_segment = blocks_per_segment(most_blocks);
@@ -387,7 +387,8 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
   const auto span = s.span(n);
   const int64_t blocks = (span.length + b.block - 1) / b.block;
   const int64_t segments = (blocks + per_segment - 1) / per_segment;
-  start_blocks(s, b, span.b, h);
+  b.fetch_begin = span.begin;
+  b.fetch_end = span.begin + span.length;
   // Key gradients are turned over whole padded rows.
   std::fill_n(g.turned_key, b.ldk * b.ldm, 0.0f);
   std::fill_n(kept.bonus, b.ldk, 0.0);
@@ -395,6 +396,7 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
 
   auto length_of = [&](int64_t block) { return std::min(b.block, span.length - block * b.block); };
   auto step_state = [&](int64_t block) HWY_ATTR {
+    b.ahead = b.block;
     prepare_block(s, b, span.b, span.begin + block * b.block, h, length_of(block), columns, true);
     correct_values(b, kept.state);
     advance_state(b, decays, kept.state);
@@ -417,6 +419,7 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
     for (int64_t block = last - 1; block >= first; --block) {
       const float* state = kept.inside + (block - first) * size;
       const int64_t t = span.begin + block * b.block, l = length_of(block);
+      b.ahead = -b.block;
       prepare_block(s, b, span.b, t, h, l, columns);
       correct_values(b, state);
       for (int64_t i = 0; i < l; ++i) {

@@ -59,25 +59,47 @@ struct Block {
   bool channel, correct, general, before;
 
   int64_t length = 0;  // tokens in the current block
-  int64_t weights_length = 0;
+  // Tokens this many rows on are fetched into the cache early, within [fetch_begin, fetch_end):
+  // rows of one head are far apart in memory, further than the processor looks ahead by itself.
+  int64_t ahead = 0, fetch_begin = 0, fetch_end = 0;
   float *q, *k, *c, *p;            // rows [block + 4, ldk]; q holds scale q
   float *qe, *ke, *ce, *pe;        // with decays (the same tiles where there are none)
   float *log_decay, *hi, *lo, *a;  // per channel [block + 4, ldk]
-  float *from_start, *to_end;      // e^{b_i}, row i + 1 (row 0: 1); e^{b_L - b_j}
-  float *decay_hi, *decay_lo;      // e^{b_L} per row of the state
   float* turned;                   // q or c transposed, [ldk, ldm]
-  float *weight_q, *weight_c;      // E with its mask, [block, ldm]
   float *mqk, *mck, *mqp, *mcp;    // [block, ldm], transposed
   float *v, *x, *w, *o;            // [block + 4, ldv]
   float *beta, *own, *bonus;       // [block], [block], [ldk]
   double* sums;                    // b_i
   float* resets;                   // number of resets so far
 
+  // Decay factors. With one decay a head they depend on the block's length alone and are kept for
+  // every head of a task; all others use the first set.
+  struct Factors {
+    int64_t length = 0;          // of the block that they were computed for
+    float *from_start, *to_end;  // e^{b_i}, row i + 1 (row 0: 1); e^{b_L - b_j}
+    float *decay_hi, *decay_lo;  // e^{b_L} per row of the state
+    float *weight_q, *weight_c;  // E with its mask, [block, ldm]
+  };
+  bool factors_by_head;
+  Factors factors[kScanHeads];
+  Factors* factors_now = factors;
+  float *from_start, *to_end, *decay_hi, *decay_lo, *weight_q, *weight_c;  // of factors_now
+
+  void use_head(int64_t i) {
+    factors_now = &factors[factors_by_head ? i : 0];
+    from_start = factors_now->from_start;
+    to_end = factors_now->to_end;
+    decay_hi = factors_now->decay_hi;
+    decay_lo = factors_now->decay_lo;
+    weight_q = factors_now->weight_q;
+    weight_c = factors_now->weight_c;
+  }
+
   static int64_t most(const ScanProblem& s) {
     return std::min<int64_t>(s.chunk, s.decay == Decay::kChannel ? 16 : 32);
   }
 
-  Block(const ScanProblem& s, int64_t width, Arena& arena) {
+  Block(const ScanProblem& s, int64_t width, int64_t heads, Arena& arena) {
     block = most(s);
     dk = s.dk;
     dv = width;
@@ -104,13 +126,18 @@ struct Block {
     hi = when(channel, keys);
     lo = when(channel, keys);
     a = when(channel, keys);
-    from_start = channel ? arena.take(keys) : arena.take(rows);
-    to_end = channel ? arena.take(keys) : arena.take(rows);
-    decay_hi = arena.take(ldk);
-    decay_lo = arena.take(ldk);
+    factors_by_head = s.decay == Decay::kHead;
+    for (int64_t i = 0; i < (factors_by_head ? heads : 1); ++i) {
+      Factors& f = factors[i];
+      f.from_start = channel ? arena.take(keys) : arena.take(rows);
+      f.to_end = channel ? arena.take(keys) : arena.take(rows);
+      f.decay_hi = arena.take(ldk);
+      f.decay_lo = arena.take(ldk);
+      f.weight_q = when(!channel, pairs);
+      f.weight_c = when(!channel && correct, pairs);
+    }
+    use_head(0);
     turned = arena.take(ldk * ldm);
-    weight_q = arena.take(pairs);
-    weight_c = when(correct, pairs);
     mqk = arena.take(pairs + 16);
     mck = when(correct, pairs + 16);
     mqp = when(general, pairs + 16);
@@ -128,8 +155,9 @@ struct Block {
 };
 
 // State rows to and from a tile with row stride lds.
-HWY_INLINE void load_state(const ScanTensor& s, int64_t n, int64_t h, ScanColumns columns,
-                           const Block& b, float* state) {
+[[maybe_unused]] static HWY_NOINLINE void load_state(const ScanTensor& s, int64_t n, int64_t h,
+                                                     ScanColumns columns, const Block& b,
+                                                     float* state) {
   for (int64_t d = 0; d < b.dk; ++d) {
     float* row = state + d * b.lds;
     if (s) {
@@ -141,8 +169,9 @@ HWY_INLINE void load_state(const ScanTensor& s, int64_t n, int64_t h, ScanColumn
     }
   }
 }
-HWY_INLINE void store_state(const float* state, const Block& b, int64_t n, int64_t h,
-                            ScanColumns columns, const ScanTensor& s) {
+[[maybe_unused]] static HWY_NOINLINE void store_state(const float* state, const Block& b, int64_t n,
+                                                      int64_t h, ScanColumns columns,
+                                                      const ScanTensor& s) {
   if (!s) return;
   for (int64_t d = 0; d < b.dk; ++d) {
     float* to = reinterpret_cast<float*>(s.data) + n * s.b + h * s.t + d * s.h + columns.begin;
@@ -158,30 +187,37 @@ HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t
   return reinterpret_cast<const float*>(x.data)[b * x.b + t * x.t + h * x.h];
 }
 
+HWY_INLINE void fetch_row(const ScanTensor& x, int64_t b, int64_t t, int64_t h, int64_t bytes,
+                          int64_t first = 0) {
+  const char* row = token_row(x, b, t, h, first);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
 // weight(j, i) = E(i, j) where a row that reads after (before) its decay meets column j, else 0.
-HWY_INLINE void pair_weights(const Block& b, int64_t l, bool before, bool strict, float* weight) {
+[[maybe_unused]] static HWY_NOINLINE void pair_weights(const Block& b, int64_t l, bool before,
+                                                       bool strict, float* weight) {
   const DF d;
+  // A row that reads before its decay sees what the row above it sees after.
+  const int64_t shift = before ? 1 : 0;
   for (int64_t j = 0; j < l; ++j) {
     float* row = weight + j * b.ldm;
-    // A row that reads before its decay sees what the row above it sees after.
-    const int64_t shift = before ? 1 : 0;
-    for (int64_t i = 0; i < shift; ++i) row[i] = 0;
-    for (int64_t i = shift; i < l; ++i) {
+    const int64_t first = j + (strict || before ? 1 : 0);
+    for (int64_t i = first; i < l; ++i) {
       row[i] = static_cast<float>(b.sums[i - shift] - b.sums[j]) -
                (b.resets[i - shift] - b.resets[j]) * 1e30f;
     }
-    for (int64_t i = l; i < b.ldm; ++i) row[i] = 0;
-    for (int64_t i = 0; i < b.ldm; i += kLanes) {
+    std::fill(row + l, row + b.ldm, 0.0f);
+    for (int64_t i = first / kLanes * kLanes; i < l; i += kLanes) {
       hn::StoreU(exp_of(hn::Min(hn::LoadU(d, row + i), hn::Zero(d))), d, row + i);
     }
-    const int64_t first = j + (strict || before ? 1 : 0);
-    for (int64_t i = 0; i < first; ++i) row[i] = 0;
+    std::fill_n(row, first, 0.0f);
   }
 }
 
 // Sums and factors of one decay per token (or none): fills sums, resets, from_start, to_end, decay.
-HWY_INLINE void scalar_factors(const ScanProblem& s, const Block& b, int64_t batch, int64_t t,
-                               int64_t h, int64_t l) {
+[[maybe_unused]] static HWY_NOINLINE void scalar_factors(const ScanProblem& s, const Block& b,
+                                                         int64_t batch, int64_t t, int64_t h,
+                                                         int64_t l) {
   double sum = 0;
   float resets = 0;
   b.from_start[0] = 1;
@@ -206,8 +242,8 @@ HWY_INLINE void scalar_factors(const ScanProblem& s, const Block& b, int64_t bat
   std::fill_n(b.decay_lo, b.ldk, lo);
 }
 
-HWY_INLINE void scale_rows(const float* from, const float* factor, int64_t rows, int64_t ld,
-                           float* to) {
+[[maybe_unused]] static HWY_NOINLINE void scale_rows(const float* from, const float* factor,
+                                                     int64_t rows, int64_t ld, float* to) {
   const DF d;
   for (int64_t i = 0; i < rows; ++i) {
     const VF f = hn::Set(d, factor[i]);
@@ -218,7 +254,7 @@ HWY_INLINE void scale_rows(const float* from, const float* factor, int64_t rows,
 }
 
 // Per channel: factors from the start and to the end of the block, and the tiles that carry them.
-HWY_INLINE void channel_factors(const Block& b, int64_t l) {
+[[maybe_unused]] static HWY_NOINLINE void channel_factors(const Block& b, int64_t l) {
   const DF d;
   const int64_t ld = b.ldk;
   const int64_t q_row = b.before ? 0 : ld, c_row = b.general ? 0 : ld;
@@ -260,8 +296,8 @@ HWY_INLINE void channel_factors(const Block& b, int64_t l) {
 // m(j, i) = sum_d row_id E(i,j)_d column_jd with a decay per channel. The column is multiplied by
 // one token's decay after the other, four rows at a time; `reaches` says which rows read before it.
 template <bool kTwo>
-HWY_INLINE void channel_pairs(const Block& b, int64_t l, const float* column, bool q_before,
-                              bool c_before, float* mq, float* mc) {
+HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, bool q_before,
+                                bool c_before, float* mq, float* mc) {
   const DF d;
   const int64_t ld = b.ldk;
   float* running = b.turned;  // one row of scratch
@@ -297,8 +333,9 @@ HWY_INLINE void channel_pairs(const Block& b, int64_t l, const float* column, bo
 }
 
 // m(j, i) = (column_j . row_i) weight(j, i), rows given transposed in b.turned.
-HWY_INLINE void scalar_pairs(const Block& b, int64_t l, const float* column, const float* weight,
-                             float* m) {
+[[maybe_unused]] static HWY_NOINLINE void scalar_pairs(const Block& b, int64_t l,
+                                                       const float* column, const float* weight,
+                                                       float* m) {
   const DF d;
   product(l, l, b.dk, {column, b.ldk, 1}, b.turned, b.ldm, m, b.ldm, Init::kZero);
   const int64_t end = pad_to(l, kLanes);
@@ -310,25 +347,29 @@ HWY_INLINE void scalar_pairs(const Block& b, int64_t l, const float* column, con
   }
 }
 
-// Called once per (sequence, head), before its first block.
-HWY_INLINE void start_blocks(const ScanProblem& s, Block& b, int64_t batch, int64_t h) {
-  b.weights_length = 0;
-  if (s.bonus) {
-    load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, b.dk, 1, b.bonus);
-  }
-  if (s.decay == Decay::kChannel) {  // rows beyond the block are read, so let them be harmless
-    std::fill_n(b.a, (b.block + 4) * b.ldk, 0.0f);
-  }
-}
-
 // Loads tokens [t, t + l) and prepares everything that does not depend on the state; with
 // `state_only` it may leave out what only the outputs need.
-HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int64_t t, int64_t h,
-                              int64_t l, ScanColumns columns, bool state_only = false) {
+[[maybe_unused]] static HWY_NOINLINE void prepare_block(const ScanProblem& s, Block& b,
+                                                        int64_t batch, int64_t t, int64_t h,
+                                                        int64_t l, ScanColumns columns,
+                                                        bool state_only = false) {
   const DF d;
   b.length = l;
+  const int64_t key_bytes = b.dk * dtype_size(s.q.dtype);
+  const int64_t value_bytes = b.dv * dtype_size(s.v.dtype);
   for (int64_t i = 0; i < l; ++i) {
     const int64_t row = i * b.ldk;
+    const int64_t next = t + i + b.ahead;
+    if (next >= b.fetch_begin && next < b.fetch_end) {
+      if (!state_only) fetch_row(s.q, batch, next, h, key_bytes);
+      fetch_row(s.k, batch, next, h, key_bytes);
+      fetch_row(s.v, batch, next, h, value_bytes, columns.begin);
+      if (b.general) {
+        fetch_row(s.p, batch, next, h, key_bytes);
+        fetch_row(s.r, batch, next, h, key_bytes);
+      }
+      if (b.channel) fetch_row(s.log_decay, batch, next, h, b.dk * 4);
+    }
     load_row(token_row(s.q, batch, t + i, h), s.q.dtype, b.dk, s.scale, b.q + row);
     load_row(token_row(s.k, batch, t + i, h), s.k.dtype, b.dk, 1, b.k + row);
     load_row(token_row(s.v, batch, t + i, h, columns.begin), s.v.dtype, b.dv, 1, b.v + i * b.ldv);
@@ -353,11 +394,16 @@ HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int
     }
   } else {
     // Without a decay per token the factors of a block depend on its length alone.
-    if (s.decay == Decay::kToken || b.weights_length != l) {
+    if (s.decay == Decay::kToken || b.factors_now->length != l) {
       scalar_factors(s, b, batch, t, h, l);
       pair_weights(b, l, b.before, false, b.weight_q);
-      if (b.correct) pair_weights(b, l, b.general, true, b.weight_c);
-      b.weights_length = l;
+      if (b.correct && b.general == b.before) {
+        std::copy_n(b.weight_q, l * b.ldm, b.weight_c);
+        for (int64_t j = 0; j < l; ++j) b.weight_c[j * b.ldm + j] = 0;
+      } else if (b.correct) {
+        pair_weights(b, l, b.general, true, b.weight_c);
+      }
+      b.factors_now->length = l;
     }
     if (s.decay != Decay::kNone) {
       scale_rows(b.q, b.from_start + (b.before ? 0 : 1), l, b.ldk, b.qe);
@@ -377,6 +423,7 @@ HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int
     }
   }
   if (s.bonus && !state_only) {
+    load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, b.dk, 1, b.bonus);
     for (int64_t i = 0; i < l; ++i) {
       VF sum = hn::Zero(d);
       for (int64_t e = 0; e < b.ldk; e += kLanes) {
@@ -389,7 +436,7 @@ HWY_INLINE void prepare_block(const ScanProblem& s, Block& b, int64_t batch, int
 }
 
 // X_i += sum_{j<i} m(j, i) W_j with W_j = beta_j X_j (delta) or X_j (general), in place.
-HWY_INLINE void solve(const Block& b) {
+[[maybe_unused]] static HWY_NOINLINE void solve(const Block& b) {
   const DF d;
   const float* m = b.general ? b.mcp : b.mck;
   for (int64_t e = 0; e < b.ldv; e += kLanes) {
@@ -412,7 +459,7 @@ HWY_INLINE void solve(const Block& b) {
 }
 
 // The corrected values of a prepared block from the state at its start.
-HWY_INLINE void correct_values(const Block& b, const float* state) {
+[[maybe_unused]] static HWY_NOINLINE void correct_values(const Block& b, const float* state) {
   if (!b.correct) return;
   const int64_t l = b.length;
   if (!b.general) std::copy_n(b.v, l * b.ldv, b.x);
@@ -425,7 +472,8 @@ HWY_INLINE void correct_values(const Block& b, const float* state) {
 }
 
 // O from the state at the block's start and the corrected values.
-HWY_INLINE void read_block(const Block& b, const float* state, bool bonus) {
+[[maybe_unused]] static HWY_NOINLINE void read_block(const Block& b, const float* state,
+                                                     bool bonus) {
   const DF d;
   const int64_t l = b.length;
   product(l, b.dv, b.dk, {b.qe, b.ldk, 1}, state, b.lds, b.o, b.ldv, Init::kZero);
@@ -446,7 +494,7 @@ HWY_INLINE void read_block(const Block& b, const float* state, bool bonus) {
 }
 
 // The state at the block's end, in place.
-HWY_INLINE void advance_state(const Block& b, bool decays, float* state) {
+[[maybe_unused]] static HWY_NOINLINE void advance_state(const Block& b, bool decays, float* state) {
   product(b.dk, b.dv, b.length, {b.ke, 1, b.ldk}, b.general ? b.v : b.w, b.ldv, state, b.lds,
           decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo);
   if (b.general) {

@@ -1,6 +1,8 @@
-// scan_forward: every (sequence, head, block of value columns) is one task that carries its state
-// over blocks of tokens (block-inl.h). The columns of a state never meet in the recurrence, so the
-// result does not depend on how they are split over threads.
+// scan_forward: every (sequence, few heads, block of value columns) is one task that carries its
+// states over blocks of tokens (block-inl.h). The columns of a state never meet in the recurrence,
+// so the result does not depend on how they are split over threads.
+#include <algorithm>
+
 #include "kernel/parallel.h"
 #include "kernel/scan/problem.h"
 #include "kernel/simd_targets.h"
@@ -15,33 +17,46 @@
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
 
-int64_t forward_scratch(const ScanProblem& s, int64_t width) {
+int64_t forward_scratch(const ScanProblem& s, int64_t width, int64_t heads) {
   Arena arena(nullptr);
-  const Block b(s, width, arena);
-  arena.take(b.dk * b.lds);
+  const Block b(s, width, heads, arena);
+  arena.take(heads * b.dk * b.lds);
   return arena.used();
 }
 
-void forward_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, float* scratch) {
+// Heads [h0, h0 + heads) of sequence n, block of tokens by block of tokens: the rows of
+// neighbouring heads are neighbours in memory.
+void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, ScanColumns columns,
+                  float* scratch) {
   Arena arena(scratch);
-  Block b(s, columns.width, arena);
-  float* state = arena.take(b.dk * b.lds);
+  Block b(s, columns.width, heads, arena);
+  const int64_t size = b.dk * b.lds;
+  float* states = arena.take(heads * size);
   const auto span = s.span(n);
-  load_state(s.initial_state, n, h, columns, b, state);
-  start_blocks(s, b, span.b, h);
+  for (int64_t h = 0; h < heads; ++h) {
+    load_state(s.initial_state, n, h0 + h, columns, b, states + h * size);
+  }
+  b.ahead = b.block;
+  b.fetch_begin = span.begin;
+  b.fetch_end = span.begin + span.length;
   for (int64_t t = 0; t < span.length; t += b.block) {
     const int64_t l = std::min(b.block, span.length - t);
-    prepare_block(s, b, span.b, span.begin + t, h, l, columns);
-    correct_values(b, state);
-    read_block(b, state, static_cast<bool>(s.bonus));
-    for (int64_t i = 0; i < l; ++i) {
-      store_row(b.o + i * b.ldv, b.dv,
-                const_cast<char*>(token_row(s.out, span.b, span.begin + t + i, h, columns.begin)),
-                s.out.dtype);
+    for (int64_t h = 0; h < heads; ++h) {
+      float* state = states + h * size;
+      b.use_head(h);
+      prepare_block(s, b, span.b, span.begin + t, h0 + h, l, columns);
+      correct_values(b, state);
+      read_block(b, state, static_cast<bool>(s.bonus));
+      for (int64_t i = 0; i < l; ++i) {
+        const char* row = token_row(s.out, span.b, span.begin + t + i, h0 + h, columns.begin);
+        store_row(b.o + i * b.ldv, b.dv, const_cast<char*>(row), s.out.dtype);
+      }
+      advance_state(b, s.decay != Decay::kNone, state);
     }
-    advance_state(b, s.decay != Decay::kNone, state);
   }
-  store_state(state, b, n, h, columns, s.final_state);
+  for (int64_t h = 0; h < heads; ++h) {
+    store_state(states + h * size, b, n, h0 + h, columns, s.final_state);
+  }
 }
 
 }  // namespace heed::kernel::HWY_NAMESPACE
@@ -53,9 +68,32 @@ namespace heed::kernel {
 HWY_EXPORT(forward_scratch);
 HWY_EXPORT(forward_task);
 
+namespace {
+
+// How a call is cut into tasks: groups of heads of one sequence, and blocks of columns.
+struct Tasks {
+  int64_t group, groups, column_blocks, widest;
+};
+
+Tasks tasks_of(const ScanProblem& s, int32_t threads) {
+  const int64_t pairs = s.sequences * s.heads;
+  Tasks t;
+  t.column_blocks = scan_column_blocks(pairs, s.dv, threads);
+  t.widest = scan_widest(t.column_blocks, s.dv);
+  // Several heads a task where enough tasks are left, as many as keep their states in the cache.
+  const int64_t cached = std::max<int64_t>(1, (384 << 10) / (4 * s.dk * (t.widest + 16)));
+  const int64_t most = std::min({cached, s.heads, kScanHeads});
+  const int64_t fair = std::max(pairs / (2 * threads), std::min<int64_t>(2, pairs / threads));
+  t.group = t.column_blocks > 1 ? 1 : std::clamp<int64_t>(fair, 1, most);
+  t.groups = (s.heads + t.group - 1) / t.group;
+  return t;
+}
+
+}  // namespace
+
 int64_t forward_floats(const ScanProblem& s, int32_t threads) {
-  const int64_t blocks = scan_column_blocks(s.sequences * s.heads, s.dv, threads);
-  return threads * HWY_DYNAMIC_DISPATCH(forward_scratch)(s, scan_widest(blocks, s.dv));
+  const Tasks tasks = tasks_of(s, threads);
+  return threads * HWY_DYNAMIC_DISPATCH(forward_scratch)(s, tasks.widest, tasks.group);
 }
 
 heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
@@ -63,17 +101,21 @@ heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
   heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
   if (status != HEED_OK) return status;
   const int32_t threads = parallel_threads(parallel);
-  const int64_t pairs = s.sequences * s.heads;
-  if (pairs == 0) return HEED_OK;
-  const int64_t blocks = scan_column_blocks(pairs, s.dv, threads);
+  if (s.sequences == 0) return HEED_OK;
+  const Tasks tasks = tasks_of(s, threads);
   const int64_t floats = forward_floats(s, threads);
   ScanScratch scratch;
   status = scratch.take(args, floats);
   if (status != HEED_OK) return status;
   const auto task = HWY_DYNAMIC_DISPATCH(forward_task);
-  parallel_for(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
-    const int64_t pair = i / blocks;
-    task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
+  const int64_t a_sequence = tasks.groups * tasks.column_blocks;
+  parallel_for(parallel, s.sequences * a_sequence, [&](int64_t i, int32_t worker) {
+    const int64_t n = i / a_sequence, group = i / tasks.column_blocks % tasks.groups;
+    // Heads spread evenly over the groups.
+    const int64_t first = s.heads * group / tasks.groups;
+    const int64_t last = s.heads * (group + 1) / tasks.groups;
+    task(s, n, first, last - first,
+         scan_columns(i % tasks.column_blocks, tasks.column_blocks, s.dv),
          scratch.floats() + worker * (floats / threads));
   });
   return HEED_OK;

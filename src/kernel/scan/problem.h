@@ -96,6 +96,8 @@ inline int64_t scan_widest(int64_t blocks, int64_t dv) {
   return tiles * 16 < dv ? tiles * 16 : dv;
 }
 
+constexpr int64_t kScanHeads = 8;  // heads that one task of the forward pass takes at most
+
 // Scratch of a whole call, in floats.
 int64_t forward_floats(const ScanProblem& s, int32_t threads);
 int64_t step_floats(const ScanProblem& s, int32_t threads);

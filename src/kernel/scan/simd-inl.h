@@ -103,9 +103,9 @@ HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, in
 }
 
 // C (m x n) = init + A (m x k) B (k x n); n is rounded up to whole vectors.
-HWY_INLINE void product(int64_t m, int64_t n, int64_t k, Matrix a, const float* b, int64_t ldb,
-                        float* c, int64_t ldc, Init init, Shape shape = Shape::kFull,
-                        const float* hi = nullptr, const float* lo = nullptr) {
+[[maybe_unused]] static HWY_NOINLINE void product(
+    int64_t m, int64_t n, int64_t k, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc,
+    Init init, Shape shape = Shape::kFull, const float* hi = nullptr, const float* lo = nullptr) {
   int64_t n0 = 0;
   for (; n0 + kLanes < n; n0 += 2 * kLanes) {
     product_panel<2>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo);
@@ -114,8 +114,9 @@ HWY_INLINE void product(int64_t m, int64_t n, int64_t k, Matrix a, const float* 
 }
 
 // to[n][m] = from[m][n]; both sizes are rounded up to multiples of 4.
-HWY_INLINE void transpose(int64_t m, int64_t n, const float* HWY_RESTRICT from, int64_t ld_from,
-                          float* HWY_RESTRICT to, int64_t ld_to) {
+[[maybe_unused]] static HWY_NOINLINE void transpose(int64_t m, int64_t n,
+                                                    const float* HWY_RESTRICT from, int64_t ld_from,
+                                                    float* HWY_RESTRICT to, int64_t ld_to) {
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) to[j * ld_to + i] = from[i * ld_from + j];
@@ -170,8 +171,8 @@ HWY_INLINE VF exp_of(VF x) {
 }
 
 // One row of `n` values of `dtype` times `scale` into floats, zeros up to a multiple of 16.
-HWY_INLINE void load_row(const char* data, int32_t dtype, int64_t n, float scale,
-                         float* HWY_RESTRICT to) {
+[[maybe_unused]] static HWY_NOINLINE void load_row(const char* data, int32_t dtype, int64_t n,
+                                                   float scale, float* HWY_RESTRICT to) {
   const DF d;
   const VF factor = hn::Set(d, scale);
   int64_t i = 0;
@@ -205,7 +206,8 @@ HWY_INLINE void load_row(const char* data, int32_t dtype, int64_t n, float scale
 }
 
 // The first `n` floats of a row as `dtype`, to the nearest, ties to even.
-HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t n, char* data, int32_t dtype) {
+[[maybe_unused]] static HWY_NOINLINE void store_row(const float* HWY_RESTRICT from, int64_t n,
+                                                    char* data, int32_t dtype) {
   const DF d;
   int64_t i = 0;
   if (dtype == HEED_FLOAT32) {
