@@ -1,0 +1,41 @@
+// What the fuzz targets share: a refusal is fine, anything else that leaves a reader is a finding.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "io/error.h"
+
+namespace heed::fuzz {
+
+inline std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+// Calls `read`; an Error must be one line.
+inline void attempt(const std::function<void()>& read) {
+  try {
+    read();
+  } catch (const Error& error) {
+    if (std::string_view(error.what()).find('\n') != std::string_view::npos) std::abort();
+  }
+}
+
+inline void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+// Reads the first and last byte of what a parser says lies in the input.
+inline void touch(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  [[maybe_unused]] static volatile std::byte sink;
+  sink = bytes.front();
+  sink = bytes.back();
+}
+
+}  // namespace heed::fuzz

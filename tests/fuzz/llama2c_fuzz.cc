@@ -1,0 +1,23 @@
+// llama2.c checkpoints (first byte even) and tokenizers (odd).
+#include "io/llama2c.h"
+
+#include "fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace heed;
+  if (size == 0) return 0;
+  // In a block of exactly this size, so that the sanitizer sees every step beyond it.
+  const std::vector<char> exact(data + 1, data + size);
+  const auto bytes = fuzz::bytes_of({exact.data(), exact.size()});
+  fuzz::attempt([&] {
+    if (data[0] % 2 != 0) {
+      const Llama2cVocab vocab = parse_llama2c_vocab(bytes, "f");
+      fuzz::require(vocab.pieces.size() == vocab.scores.size());
+      return;
+    }
+    for (const TensorInfo& tensor : parse_llama2c(bytes, "f").file.tensors) {
+      fuzz::touch({tensor.data, tensor.bytes});
+    }
+  });
+  return 0;
+}
