@@ -222,8 +222,9 @@ class Interpreter {
                                       node.named.size(), arguments.list.size()));
           }
           for (const auto& [name, value] : arguments.named) {
-            const bool known = std::any_of(node.named.begin(), node.named.end(),
-                                           [&](const auto& p) { return p.first == name; });
+            const bool known =
+                std::any_of(node.named.begin(), node.named.end(),
+                            [&, &name = name](const auto& p) { return p.first == name; });
             if (!known) {
               machine_.fail(fmt::format("macro \"{}\" has no argument \"{}\"", node.text, name));
             }
@@ -489,7 +490,7 @@ void Machine::charge(int64_t made) {
 }
 
 void Machine::fail(const std::string& what) const {
-  throw Error("{}: line {}: {}", options.name, line, what);
+  throw Error("{}: line {}: {}", options.name, line, printable(what, 500));
 }
 
 }  // namespace jinja
