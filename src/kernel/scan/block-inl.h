@@ -12,10 +12,12 @@
 // read before the decay (q with read before, c of the general form) use b_{i-1} and meet j < i
 // only.
 //
-// Decays per channel: blocks of 16; E is applied by multiplying a running row by exp(log_decay),
-// and the sums run from one end of the block only, never as differences, so -inf gives an exact 0
-// and float32 keeps its relative precision. Scalar decays: sums in float64, differences masked by
-// the number of resets so far. A whole block's decay is kept as two floats (see Init::kDecay).
+// Blocks have 16 tokens at most: on a CPU the pairwise work, which grows with the block, costs more
+// than passing over the state again. Decays per channel: E is applied by multiplying a running row
+// by exp(log_decay), and the sums run from one end of the block only, never as differences, so -inf
+// gives an exact 0 and float32 keeps its relative precision. Scalar decays: sums in float64,
+// differences masked by the number of resets so far. A whole block's decay is kept as two floats
+// (see Init::kDecay).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -95,9 +97,7 @@ struct Block {
     weight_c = factors_now->weight_c;
   }
 
-  static int64_t most(const ScanProblem& s) {
-    return std::min<int64_t>(s.chunk, s.decay == Decay::kChannel ? 16 : 32);
-  }
+  static int64_t most(const ScanProblem& s) { return std::min<int64_t>(s.chunk, 16); }
 
   Block(const ScanProblem& s, int64_t width, int64_t heads, Arena& arena) {
     block = most(s);
