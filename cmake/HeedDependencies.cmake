@@ -45,15 +45,13 @@ if(HEED_TORCH)
   target_include_directories(heed::toml SYSTEM INTERFACE ${TOMLPLUSPLUS_INCLUDE_DIR})
   target_compile_definitions(heed::toml INTERFACE TOML_HEADER_ONLY=1)
   heed_static_dependency(sqlite sqlite3.h sqlite3)  # libsqlite3-dev
-  # GLPK (libglpk-dev) and the libraries that its static form needs
-  heed_static_dependency(glpk glpk.h glpk)
-  foreach(lib amd colamd suitesparseconfig gmp z ltdl)
-    find_library(GLPK_${lib}_LIBRARY NAMES lib${lib}.a ${lib})
-    if(GLPK_${lib}_LIBRARY)
-      target_link_libraries(heed::glpk INTERFACE ${GLPK_${lib}_LIBRARY})
-    endif()
-  endforeach()
-  target_link_libraries(heed::glpk INTERFACE m ${CMAKE_DL_LIBS})
+  # GLPK (libglpk-dev), shared: its static form needs SuiteSparse, GMP and libltdl with versions that
+  # differ between the supported systems.
+  find_path(GLPK_INCLUDE_DIR glpk.h REQUIRED)
+  find_library(GLPK_LIBRARY glpk REQUIRED)
+  add_library(heed::glpk INTERFACE IMPORTED GLOBAL)
+  target_include_directories(heed::glpk SYSTEM INTERFACE ${GLPK_INCLUDE_DIR})
+  target_link_libraries(heed::glpk INTERFACE ${GLPK_LIBRARY})
 endif()
 
 if(HEED_TESTS)
