@@ -14,6 +14,7 @@
 namespace heed::op {
 namespace {
 
+using OptTensor = std::optional<at::Tensor>;
 using Pair = std::tuple<at::Tensor, at::Tensor>;
 using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
@@ -302,12 +303,12 @@ class AttendFunction : public torch::autograd::Function<AttendFunction> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
                                                 const at::Tensor& q, const at::Tensor& k,
-                                                const at::Tensor& v, const at::Tensor& key_bias,
-                                                const at::Tensor& slopes,
+                                                const at::Tensor& v, const OptTensor& key_bias,
+                                                const OptTensor& slopes,
                                                 const AttendOptions& options) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const auto [out, lse] = call_forward(q, k, v, options);
-    ctx->save_for_backward({q, k, v, key_bias, slopes, out, lse});
+    ctx->save_for_backward({q, k, v, or_undefined(key_bias), or_undefined(slopes), out, lse});
     AttendOptions kept = options;  // the differentiable tensors live in save_for_backward
     kept.key_bias = at::Tensor();
     kept.alibi_slopes = at::Tensor();
@@ -336,14 +337,13 @@ bool wants_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); 
 Pair attend_autograd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttendOptions& o) {
   if (q.is_cuda()) return attend_cuda(q, k, v, o);
-  const auto result = AttendFunction::apply(q, k, v, o.key_bias, o.alibi_slopes, o);
+  const auto result =
+      AttendFunction::apply(q, k, v, or_none(o.key_bias), or_none(o.alibi_slopes), o);
   return {result[0], result[1]};
 }
 
 // ---- the operator: options as plain arguments
 // --------------------------------------------------------
-
-using OptTensor = std::optional<at::Tensor>;
 
 constexpr const char* kArguments =
     "Tensor? key_bias=None, Tensor? alibi_slopes=None, Tensor? cu_seqlens_q=None, Tensor? "

@@ -267,9 +267,10 @@ Tensor chunked_span(Prepared& x, int64_t length, bool read_before) {
 
   // Effective values u_j are written with key k: v_j, or beta_j (v_j - y_j) for delta.
   Tensor read_k = scores(q, k, reading, after, read_before);
+  // The bonus reads the token's own v, which no correction has touched: [B,H,N,L,1].
+  Tensor bonus;
   if (read_before && x.bonus.defined()) {
-    read_k = read_k.add(
-        at::diag_embed(q.mul(k).mul(x.bonus.view({1, h, 1, 1, x.bonus.size(1)})).sum(-1)));
+    bonus = q.mul(k).mul(x.bonus.view({1, h, 1, 1, x.bonus.size(1)})).sum(-1, true);
   }
   Tensor solve_state, solve_value, beta, p, read_p;
   if (delta || general) {
@@ -311,6 +312,7 @@ Tensor chunked_span(Prepared& x, int64_t length, bool read_before) {
     if (delta || general) y = at::matmul(of(solve_state), s).add(of(solve_value));
     if (delta) value = value.sub(y).mul(of(beta));
     Tensor out = at::matmul(of(q_start), s).add(at::matmul(of(read_k), value));
+    if (bonus.defined()) out = out.add(of(bonus).mul(of(v)));
     Tensor next = decays ? s.mul(of(a_end)) : s;
     next = next.add(at::matmul(of(k_end).transpose(-1, -2), value));
     if (general) {

@@ -16,6 +16,7 @@ namespace heed::op {
 namespace {
 
 using at::Tensor;
+using OptTensor = std::optional<Tensor>;
 using Pair = std::tuple<Tensor, Tensor>;
 // q, k, v, p, r, beta, log_decay, bonus, initial_state
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -203,8 +204,6 @@ Grads scan_backward_meta(const Tensor& grad_out, const Tensor& grad_state, const
 // ---- the operator: inputs as plain arguments
 // ---------------------------------------------------------
 
-using OptTensor = std::optional<Tensor>;
-
 constexpr const char* kArguments =
     "Tensor? p=None, Tensor? r=None, Tensor? beta=None, Tensor? log_decay=None, Tensor? "
     "bonus=None, Tensor? initial_state=None, Tensor? cu_seqlens=None, float scale=1., bool "
@@ -259,21 +258,20 @@ using BackwardOp = decltype(backward_op<scan_backward_cpu>);
 
 class ScanFunction : public torch::autograd::Function<ScanFunction> {
  public:
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const Tensor& q, const Tensor& k, const Tensor& v,
-                                                const Tensor& p, const Tensor& r,
-                                                const Tensor& beta, const Tensor& log_decay,
-                                                const Tensor& bonus, const Tensor& initial_state,
-                                                const Tensor& cu_seqlens,
-                                                const ScanOptions& options) {
+  static torch::autograd::variable_list forward(
+      torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+      const OptTensor& p, const OptTensor& r, const OptTensor& beta, const OptTensor& log_decay,
+      const OptTensor& bonus, const OptTensor& initial_state, const OptTensor& cu_seqlens,
+      const ScanOptions& options) {
     link_library();
     static const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow("heed::scan", "").typed<ForwardOp>();
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const ScanInputs in = {p, r, beta, log_decay, bonus, initial_state, cu_seqlens};
+    const ScanInputs in = gather(p, r, beta, log_decay, bonus, initial_state, cu_seqlens);
     const auto [out, state] =
         with_arguments(in, options, [&](const auto&... rest) { return op.call(q, k, v, rest...); });
-    ctx->save_for_backward({q, k, v, p, r, beta, log_decay, bonus, initial_state, cu_seqlens});
+    ctx->save_for_backward(
+        {q, k, v, in.p, in.r, in.beta, in.log_decay, in.bonus, in.initial_state, in.cu_seqlens});
     ctx->saved_data["scale"] = options.scale;
     ctx->saved_data["read_before"] = options.read_before;
     ctx->saved_data["chunk"] = options.chunk;
@@ -303,8 +301,9 @@ class ScanFunction : public torch::autograd::Function<ScanFunction> {
 Pair scan_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const ScanInputs& in,
                    const ScanOptions& options) {
   if (q.is_cuda()) return scan_cuda(q, k, v, in, options);
-  const auto result = ScanFunction::apply(q, k, v, in.p, in.r, in.beta, in.log_decay, in.bonus,
-                                          in.initial_state, in.cu_seqlens, options);
+  const auto result = ScanFunction::apply(
+      q, k, v, or_none(in.p), or_none(in.r), or_none(in.beta), or_none(in.log_decay),
+      or_none(in.bonus), or_none(in.initial_state), or_none(in.cu_seqlens), options);
   return {result[0], result[1]};
 }
 
