@@ -37,9 +37,14 @@ HWY_NOINLINE void pack_columns(const Tile& tile, Row row, int dim, float* out) {
     return out + static_cast<ptrdiff_t>(j / kPanel) * kPanel * dim + j % kPanel;
   };
   const int last = tile.n - 1;
-  for (int j = 0; j < tile.n; j += 4) {
-    transpose_four(rows[j], rows[std::min(j + 1, last)], rows[std::min(j + 2, last)],
-                   rows[std::min(j + 3, last)], dim, at(j));
+  // Blocks of 16 keys by kLanes elements, so that the lines written to stay in the cache.
+  for (int block = 0; block < tile.n; block += 16) {
+    for (int i = 0; i < dim; i += kLanes) {
+      for (int j = block; j < std::min(block + 16, tile.n); j += 4) {
+        transpose_four(rows[j], rows[std::min(j + 1, last)], rows[std::min(j + 2, last)],
+                       rows[std::min(j + 3, last)], i, std::min(i + kLanes, dim), at(j));
+      }
+    }
   }
   for (int j = (tile.n + 3) / 4 * 4; j % kLanes != 0; ++j) {
     for (int i = 0; i < dim; ++i) at(j)[i * kPanel] = 0;

@@ -81,7 +81,8 @@ enum class Into { kSet, kScale };
 
 // C (R rows, NV vectors) from A (R x depth) and B (depth rows of NV vectors): element (r, k) of A
 // is a[r * kRowStride + k * a_k]; row k of B is at b + k * b_k. Sums of one call start from zero,
-// so that rounding errors do not grow with the number of tiles added into C. kFetch: B is read in place.
+// so that rounding errors do not grow with the number of tiles added into C. kFetch: B is read in
+// place.
 template <int R, int NV, int kRowStride, Into kInto, bool kFetch, class T>
 HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
                              int64_t depth, float* c, ptrdiff_t c_row, const float* factor) {
@@ -189,15 +190,15 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> sum_blocks(D d, hn::Vec<D> v) {
   }
 }
 
-// Writes four keys as columns: out[d * kPanel + 0..3].
+// Writes elements [from, to) of four keys as columns: out[d * kPanel + 0..3].
 template <class T>
-HWY_INLINE void transpose_four(const T* k0, const T* k1, const T* k2, const T* k3, int dim,
+HWY_INLINE void transpose_four(const T* k0, const T* k1, const T* k2, const T* k3, int from, int to,
                                float* out) {
   const Tag d;
   const hn::Repartition<uint64_t, Tag> d64;
   const auto pair = [](hn::Vec<decltype(d64)> v) HWY_ATTR { return hn::BitCast(Tag(), v); };
-  int i = 0;
-  for (; i + kLanes <= dim; i += kLanes) {
+  int i = from;
+  for (; i + kLanes <= to; i += kLanes) {
     const Vec a = load(k0 + i), b = load(k1 + i), e = load(k2 + i), f = load(k3 + i);
     const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
     const auto ef = hn::BitCast(d64, hn::InterleaveLower(d, e, f));
@@ -209,7 +210,7 @@ HWY_INLINE void transpose_four(const T* k0, const T* k1, const T* k2, const T* k
     store_blocks(d, pair(hn::InterleaveLower(d64, ab_up, ef_up)), at + 2 * kPanel, 4 * kPanel);
     store_blocks(d, pair(hn::InterleaveUpper(d64, ab_up, ef_up)), at + 3 * kPanel, 4 * kPanel);
   }
-  for (; i < dim; ++i) {
+  for (; i < to; ++i) {
     float* at = out + static_cast<ptrdiff_t>(i) * kPanel;
     at[0] = to_float(k0[i]), at[1] = to_float(k1[i]);
     at[2] = to_float(k2[i]), at[3] = to_float(k3[i]);
