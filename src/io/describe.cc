@@ -32,7 +32,7 @@ std::string printable(std::string_view text, size_t max_bytes) {
 }
 
 std::string describe_errno(int error) {
-  const std::string said = std::strerror(error);
+  std::string said = std::strerror(error);
   switch (error) {
     case ENOENT:
       return said + "; check the path";
