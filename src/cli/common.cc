@@ -1,0 +1,113 @@
+// The options that commands share, and the progress bar.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+
+#include "cli/command.h"
+#include "op/cuda_plugin.h"
+
+namespace heed::cli {
+
+void CommonOptions::add_json(CLI::App* command) {
+  command->add_flag("--json", json, "Print JSON instead of a table");
+}
+
+void CommonOptions::add_compute(CLI::App* command) {
+  command->add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  command->add_option("--dtype", dtype, "float32, bfloat16 or float16")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
+  command->add_option("--threads", threads, "CPU threads; 0: all cores")
+      ->check(CLI::NonNegativeNumber);
+}
+
+void CommonOptions::add_seed(CLI::App* command) {
+  command->add_option("--seed", seed, "Seed of everything random");
+}
+
+void CommonOptions::add_out(CLI::App* command, const std::string& what) {
+  command->add_option("--out", out, what);
+}
+
+void CommonOptions::apply() const {
+  if (threads > 0) at::set_num_threads(threads);
+  if (device == "cuda") op::open_cuda();  // before manual_seed, which asks PyTorch for CUDA
+  at::manual_seed(seed);
+}
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+std::string duration(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  if (s < 60) return fmt::format("{} s", s);
+  if (s < 3600) return fmt::format("{}:{:02} min", s / 60, s % 60);
+  return fmt::format("{}:{:02} h", s / 3600, s / 60 % 60);
+}
+
+// One line on stderr, drawn over itself at most ten times a second.
+class Bar : public Progress {
+ public:
+  ~Bar() override { end(); }
+
+  void begin(std::string_view stage, int64_t total) override {
+    end();
+    stage_ = stage;
+    total_ = total;
+    start_ = Clock::now();
+    drawn_ = {};
+    open_ = true;
+    draw(0, {});
+  }
+
+  void update(int64_t done, std::string_view note) override {
+    if (!open_) return;
+    const bool last = total_ > 0 && done >= total_;
+    if (!last && Clock::now() - drawn_ < std::chrono::milliseconds(100)) return;
+    draw(done, note);
+  }
+
+  void end() override {
+    if (!open_) return;
+    open_ = false;
+    std::fputs("\r\033[K", stderr);
+    std::fflush(stderr);
+  }
+
+ private:
+  void draw(int64_t done, std::string_view note) {
+    drawn_ = Clock::now();
+    const double seconds = std::chrono::duration<double>(drawn_ - start_).count();
+    std::string line = stage_;
+    if (total_ > 0) {
+      constexpr int kWidth = 24;
+      const double part = std::min(1.0, static_cast<double>(done) / static_cast<double>(total_));
+      const int full = static_cast<int>(part * kWidth);
+      line += fmt::format(" [{}{}] {}/{}", std::string(full, '='), std::string(kWidth - full, ' '),
+                          done, total_);
+      if (done > 0 && part < 1) line += ", " + duration(seconds / part - seconds) + " left";
+    } else {
+      line += fmt::format(" {}", duration(seconds));
+    }
+    if (!note.empty()) line += fmt::format("  {}", note);
+    std::fprintf(stderr, "\r\033[K%s", line.c_str());
+    std::fflush(stderr);
+  }
+
+  std::string stage_;
+  int64_t total_ = 0;
+  bool open_ = false;
+  Clock::time_point start_, drawn_;
+};
+
+}  // namespace
+
+std::unique_ptr<Progress> make_progress() {
+  if (::isatty(STDERR_FILENO)) return std::make_unique<Bar>();
+  return std::make_unique<Progress>();
+}
+
+}  // namespace heed::cli

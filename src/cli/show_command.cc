@@ -1,0 +1,87 @@
+// heed show: the card of one system, and the row of its tensors for `heed apply`.
+#include "cli/command.h"
+#include "io/json.h"
+#include "mixer/apply.h"
+
+namespace heed::cli {
+namespace {
+
+void print_field(const char* name, const std::string& text) {
+  if (text.empty()) return;
+  std::string indented;
+  for (const char c : text) {
+    indented += c;
+    if (c == '\n') indented += std::string(11, ' ');
+  }
+  fmt::print("{:<10} {}\n", name, indented);
+}
+
+Json tensors_json(const std::vector<mixer::TensorSpec>& specs) {
+  Json rows = Json::array();
+  for (const mixer::TensorSpec& spec : specs) {
+    rows.push_back({{"name", spec.name},
+                    {"shape", spec.shape},
+                    {"dtype", spec.integer() ? "int64" : "float32"},
+                    {"optional", spec.optional},
+                    {"when", spec.when}});
+  }
+  return rows;
+}
+
+Json card_json(const mixer::Card& card) {
+  Json settings = Json::array();
+  for (const mixer::SettingSpec& spec : card.apply.settings) {
+    settings.push_back({{"name", spec.name}, {"default", spec.default_value}});
+  }
+  return {{"id", card.id},
+          {"title", card.title},
+          {"family", card.family},
+          {"kind", card.kind},
+          {"status", card.ready ? "ready" : "planned"},
+          {"paper", card.paper},
+          {"equations", card.equations},
+          {"patterns", card.patterns},
+          {"state", card.state_size},
+          {"layer", card.has_layer},
+          {"try", card.try_line},
+          {"apply",
+           {{"inputs", tensors_json(card.apply.inputs)},
+            {"settings", settings},
+            {"outputs", tensors_json(card.apply.outputs)},
+            {"forms", card.apply.forms}}}};
+}
+
+}  // namespace
+
+void add_show(CLI::App& app) {
+  auto* command = app.add_subcommand("show", "Show the card of one system");
+  struct Options {
+    CommonOptions common;
+    std::string id;
+  };
+  auto options = std::make_shared<Options>();
+  command->add_option("ID", options->id, "As in `heed list`")->required();
+  options->common.add_json(command);
+  command->callback([options] {
+    const mixer::Card& card = mixer::find_card(options->id);
+    if (options->common.json) {
+      fmt::print("{}", pretty_json(card_json(card)));
+      return;
+    }
+    print_field("id", card.id);
+    print_field("title", card.title);
+    print_field("family", card.family);
+    print_field("kind", card.kind);
+    print_field("status", card.ready ? "ready" : "planned");
+    print_field("paper", card.paper);
+    print_field("equations", card.equations);
+    print_field("patterns", card.patterns);
+    print_field("state", card.state_size);
+    if (!card.ready) return;
+    print_field("layer", card.has_layer ? "yes" : "no");
+    print_field("try", card.try_line);
+    fmt::print("\nheed apply {}\n{}", card.id, mixer::describe(card.apply));
+  });
+}
+
+}  // namespace heed::cli
