@@ -16,6 +16,7 @@
 
 #include "heed/view.h"
 #include "kernel/simd_dtype.h"
+#include "kernel/simd_targets.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
@@ -217,7 +218,7 @@ HWY_INLINE VF exp_of(VF x) {
     return;
   }
   // Highway's portable conversion to float16 rounds towards zero.
-  if (HWY_TARGET == HWY_SCALAR) {
+  if (!HEED_VECTOR_TARGET) {
     for (; i < n; ++i) store_element(data, dtype, i, from[i]);
     return;
   }
