@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cache/program.h"
+#include "io/error.h"
 #include "io/plan_file.h"
 
 namespace heed {

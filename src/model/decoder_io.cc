@@ -151,6 +151,12 @@ void Decoder::requires_grad(bool on) {
 Decoder Decoder::load(const std::string& model, const LoadOptions& options) {
   const at::NoGradGuard no_grad;
   const ModelSource source = ModelSource::open(resolve_model(model));
+  // Everything is checked before memory is taken: a broken configuration may ask for any amount.
+  LoadOptions elsewhere = options;
+  elsewhere.device = at::kMeta;
+  Decoder(source.config(), elsewhere).visit([&](const std::string& name, at::Tensor& tensor) {
+    source.check(name, tensor.sizes());
+  });
   LoadOptions cpu = options;
   cpu.device = at::kCPU;
   Decoder out(source.config(), cpu);
@@ -188,8 +194,8 @@ void Decoder::move_to(const at::Device& device) {
   visit([&](const std::string&, at::Tensor& tensor) { tensor = tensor.to(device); });
   // q, k and v are parts of one matrix for the CPU's fused path alone.
   for (Block& b : blocks_) {
-    b.qkv = {};
-    b.qkv_bias = {};
+    b.qkv = Weight{};
+    b.qkv_bias = at::Tensor();
   }
   rope_ = {};
 }

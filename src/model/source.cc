@@ -209,20 +209,11 @@ std::optional<ModelSource::Place> ModelSource::find(const std::string& name) con
 
 bool ModelSource::has(const std::string& name) const { return find(name).has_value(); }
 
-std::vector<int64_t> ModelSource::shape(const std::string& name) const {
-  const auto place = find(name);
-  if (!place) throw Error("{}: tensor {} is missing", path_, name);
-  std::vector<int64_t> shape = place->tensor->shape;
-  if (place->transposed) std::reverse(shape.begin(), shape.end());
-  if (place->parts > 1 && !shape.empty()) shape[0] /= place->parts;
-  return shape;
-}
-
-void ModelSource::read(const std::string& name, const at::Tensor& out) const {
+void ModelSource::check(const std::string& name, at::IntArrayRef shape) const {
   const auto place = find(name);
   if (!place) throw Error("{}: tensor {} is missing", path_, name);
   const TensorInfo& tensor = *place->tensor;
-  std::vector<int64_t> expected = out.sizes().vec();
+  std::vector<int64_t> expected = shape.vec();
   if (place->parts > 1) expected[0] *= place->parts;
   if (place->transposed) std::reverse(expected.begin(), expected.end());
   if (tensor.shape != expected) {
@@ -233,6 +224,12 @@ void ModelSource::read(const std::string& name, const at::Tensor& out) const {
     throw Error("{}: tensor {} is stored as {}, which Heed does not read", path_, tensor.name,
                 dtype_name(tensor.dtype));
   }
+}
+
+void ModelSource::read(const std::string& name, const at::Tensor& out) const {
+  check(name, out.sizes());
+  const auto place = find(name);
+  const TensorInfo& tensor = *place->tensor;
   const bool plain = place->parts == 1 && !place->transposed && place->interleaved_heads == 0;
   if (plain && out.scalar_type() == at::kFloat && out.is_contiguous() && out.is_cpu()) {
     read_rows(tensor, out.mutable_data_ptr<float>());

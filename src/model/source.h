@@ -40,10 +40,11 @@ class ModelSource {
   std::vector<std::pair<std::string, int64_t>> stored_types() const;
 
   bool has(const std::string& name) const;
-  // Stored shape of a tensor under its name here.
-  std::vector<int64_t> shape(const std::string& name) const;
-  // De-quantises into `out`, a contiguous CPU tensor of the shape that the model needs, of any
-  // floating type. Throws Error naming file, tensor and shapes if it is missing or misshapen.
+  // Throws Error naming file, tensor and shapes if the tensor is missing, misshapen or of a type
+  // that is not read.
+  void check(const std::string& name, at::IntArrayRef shape) const;
+  // De-quantises into `out`, a CPU tensor of the shape that the model needs, of any floating type.
+  // Checks first.
   void read(const std::string& name, const at::Tensor& out) const;
 
   // What plans know the model by: SHA-256 (hex) of canonical_shapes() and the first 64 KiB of every

@@ -1,0 +1,16 @@
+// What `heed info` tells about a model, from its files' headers alone.
+#pragma once
+
+#include <string>
+
+#include "io/json.h"
+
+namespace heed {
+
+// Keys: path, format, stored_types {type: bytes}, family, shapes {...}, parameters, context, rope,
+// windows, mixers, kv_bytes [{tokens, float16, float32}] (dense, one sequence), tokenizer {vocab,
+// bos, eos, stop, ...} or null with tokenizer_error, chat_template (text, "" if there is none),
+// plan_hash.
+Json model_info(const std::string& name_or_path);
+
+}  // namespace heed

@@ -1,0 +1,198 @@
+// Properties of key/value caches, over random programs, chunk sizes and types: attention over a
+// cache is masked attention over everything that went in; forks do not see each other; bytes are
+// the formula's.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "cache/attend_states.h"
+#include "op/attend.h"
+
+namespace heed {
+namespace {
+
+constexpr int64_t kHeads = 3, kGroup = 2, kDim = 8;
+const std::vector<HeadProgram> kPrograms = {{0, 0}, {37, 4}, {100, 0}};
+
+double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
+}
+
+struct Tokens {
+  at::Tensor q, k, v;  // [N, H, D]
+  Tokens part(int64_t begin, int64_t count) const {
+    return {q.narrow(0, begin, count), k.narrow(0, begin, count), v.narrow(0, begin, count)};
+  }
+};
+
+Tokens random_tokens(int64_t n, uint64_t seed) {
+  at::manual_seed(seed);
+  // Strided, as slices of one product are.
+  const at::Tensor all = at::randn({n, kHeads * (kGroup + 2), kDim});
+  return {all.narrow(1, 0, kHeads * kGroup), all.narrow(1, kHeads * kGroup, kHeads),
+          all.narrow(1, kHeads * (kGroup + 1), kHeads)};
+}
+
+std::unique_ptr<KvState> make(const std::vector<HeadProgram>& programs,
+                              at::ScalarType type = at::kFloat) {
+  KvOptions options;
+  options.head_dim = kDim;
+  options.dtype = type;
+  return std::make_unique<KvState>(programs, options);
+}
+
+at::Tensor run(KvState& state, const Tokens& t) {
+  const int64_t bounds[] = {0, t.q.size(0)};
+  KvState* states[] = {&state};
+  return attend_states(t.q, t.k, t.v, bounds, states, {}, 0.4);
+}
+
+// Straight from the definition of a program.
+at::Tensor masked(const Tokens& t, const std::vector<HeadProgram>& programs) {
+  op::AttendOptions options;
+  options.causal = true;
+  options.scale = 0.4;
+  std::vector<int64_t> window, sinks;
+  for (const HeadProgram& p : programs) {
+    window.push_back(p.window);
+    sinks.push_back(p.sinks);
+  }
+  options.head_window = at::tensor(window, at::kLong);
+  options.head_sinks = at::tensor(sinks, at::kLong);
+  const auto d = [](const at::Tensor& x) { return x.unsqueeze(0).to(at::kDouble); };
+  return std::get<0>(op::attend_naive(d(t.q), d(t.k), d(t.v), options)).squeeze(0);
+}
+
+TEST(KvState, AnyChunksEqualOnePassOfMaskedAttention) {
+  std::mt19937 random(1);
+  for (int trial = 0; trial < 20; ++trial) {
+    std::vector<HeadProgram> programs;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const bool full = random() % 3 == 0;
+      programs.push_back(full ? HeadProgram{}
+                              : HeadProgram{1 + static_cast<int64_t>(random() % 150),
+                                            static_cast<int64_t>(random() % 20)});
+    }
+    const int64_t length = 1 + static_cast<int64_t>(random() % 300);
+    const Tokens t = random_tokens(length, trial);
+    const at::Tensor expected = masked(t, programs);
+    const auto state = make(programs);
+    std::vector<at::Tensor> parts;
+    for (int64_t begin = 0; begin < length;) {
+      const int64_t most = trial % 2 == 0 ? 90 : 3;
+      const int64_t count =
+          std::min<int64_t>(1 + static_cast<int64_t>(random() % most), length - begin);
+      parts.push_back(run(*state, t.part(begin, count)));
+      begin += count;
+    }
+    EXPECT_LT(relative_error(at::cat(parts), expected), 3e-6) << "trial " << trial;
+    EXPECT_EQ(state->length(), length);
+    // And without a state.
+    const int64_t bounds[] = {0, length};
+    EXPECT_LT(relative_error(attend_states(t.q, t.k, t.v, bounds, {}, programs, 0.4), expected),
+              3e-6);
+  }
+}
+
+TEST(KvState, BytesAreTheFormulas) {
+  for (const auto type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    const auto state = make({{0, 0}, {512, 16}, {64, 4}}, type);
+    const int64_t element = type == at::kFloat ? 4 : 2;
+    int64_t length = 0;
+    for (const int64_t chunk : {1, 63, 100, 900, 1, 1000, 2031}) {
+      state->append(at::randn({chunk, kHeads, kDim}), at::randn({chunk, kHeads, kDim}));
+      length += chunk;
+      const int64_t formula = KvState::formula_bytes(state->programs(), kDim, element, length);
+      // Pages and rings grow by 64 rows.
+      EXPECT_GE(state->bytes(), formula);
+      EXPECT_LE(state->bytes(), formula + 2 * kHeads * 64 * 2 * kDim * element);
+    }
+    EXPECT_EQ(length, 4096);
+    EXPECT_EQ(state->bytes(), KvState::formula_bytes(state->programs(), kDim, element, 4096));
+  }
+}
+
+TEST(KvState, ForksDoNotSeeEachOther) {
+  for (const int64_t prefix : {1, 64, 100, 130}) {
+    const Tokens common = random_tokens(prefix, 5), left = random_tokens(90, 6),
+                 right = random_tokens(90, 7);
+    const auto join = [](const Tokens& a, const Tokens& b) {
+      return Tokens{at::cat({a.q, b.q}), at::cat({a.k, b.k}), at::cat({a.v, b.v})};
+    };
+    const auto state = make(kPrograms);
+    run(*state, common);
+    const auto fork = state->fork();
+    auto& other = dynamic_cast<KvState&>(*fork);
+    std::vector<at::Tensor> a, b;
+    for (int64_t n = 0; n < 90; n += 9) {  // in turns, a chunk and steps
+      a.push_back(run(*state, left.part(n, 8)));
+      b.push_back(run(other, right.part(n, 8)));
+      a.push_back(run(*state, left.part(n + 8, 1)));
+      b.push_back(run(other, right.part(n + 8, 1)));
+    }
+    EXPECT_LT(
+        relative_error(at::cat(a), masked(join(common, left), kPrograms).narrow(0, prefix, 90)),
+        3e-6);
+    EXPECT_LT(
+        relative_error(at::cat(b), masked(join(common, right), kPrograms).narrow(0, prefix, 90)),
+        3e-6);
+  }
+}
+
+TEST(KvState, SavedStatesGoOnBitForBit) {
+  for (const int64_t length : {0, 3, 50, 200}) {
+    const Tokens t = random_tokens(length, 8), more = random_tokens(5, 9);
+    const auto state = make(kPrograms, at::kHalf);
+    if (length > 0) run(*state, t);
+    NamedTensors saved;
+    state->save(saved, "a.");
+    const auto again = make(kPrograms, at::kHalf);
+    again->load(saved, "a.");
+    EXPECT_EQ(again->length(), length);
+    EXPECT_EQ(again->bytes(), state->bytes());
+    for (int64_t n = 0; n < 5; ++n) {
+      EXPECT_LT(relative_error(run(*again, more.part(n, 1)), run(*state, more.part(n, 1))), 1e-6);
+    }
+    saved.erase("a.h1.k");
+    EXPECT_THROW(again->load(saved, "a."), Error);
+    saved["a.h1.k"] = at::zeros({1, 3});
+    EXPECT_THROW(again->load(saved, "a."), Error);
+  }
+}
+
+TEST(KvState, CutStatesGoOnAsIfNothingHadHappened) {
+  const Tokens t = random_tokens(200, 10);
+  const std::vector<HeadProgram> roomy = {{0, 0}, {180, 20}, {0, 0}};
+  for (const int64_t cut : {0, 10, 64, 130, 200}) {
+    const auto state = make(roomy);
+    run(*state, t);
+    state->truncate(cut);
+    EXPECT_EQ(state->length(), cut);
+    if (cut == 200) continue;
+    EXPECT_LT(relative_error(run(*state, t.part(cut, 200 - cut)),
+                             masked(t, roomy).narrow(0, cut, 200 - cut)),
+              3e-6);
+  }
+  const auto state = make(kPrograms);
+  run(*state, t);
+  EXPECT_THROW(state->truncate(100), Error);
+  EXPECT_THROW(state->truncate(300), Error);
+  EXPECT_EQ(state->length(), 200);
+}
+
+TEST(KvState, HalfPrecisionChunksSeeWhatStepsSee) {
+  // The chunk's own keys are rounded to the cache's type before they are used, so chunk sizes do
+  // not matter.
+  const Tokens t = random_tokens(120, 11);
+  for (const auto type : {at::kHalf, at::kBFloat16}) {
+    const auto a = make(kPrograms, type), b = make(kPrograms, type);
+    const at::Tensor whole = run(*a, t);
+    std::vector<at::Tensor> steps;
+    for (int64_t n = 0; n < 120; ++n) steps.push_back(run(*b, t.part(n, 1)));
+    EXPECT_LT(relative_error(at::cat(steps), whole), 3e-6);
+  }
+}
+
+}  // namespace
+}  // namespace heed
