@@ -21,6 +21,14 @@ constexpr int kMaxDims = 4;          // as in ggml
 constexpr int kMaxArrayNesting = 4;  // arrays of arrays; no file in use has more than two levels
 constexpr uint64_t kMaxAlignment = uint64_t{1} << 20;
 
+// Far beyond every file in use; they keep what a hostile one of many gigabytes can make us allocate
+// to a few hundred megabytes.
+constexpr uint64_t kMaxValues = uint64_t{1} << 16;
+constexpr uint64_t kMaxTensors = uint64_t{1} << 20;
+constexpr uint64_t kMaxListed = uint64_t{1} << 24;  // elements of an array that is asked for
+constexpr size_t kMaxKey = 4096;                    // bytes
+constexpr size_t kMaxName = 256;
+
 // Tensor types by their number in the file (ggml_type).
 std::optional<DType> dtype_of(uint32_t type) {
   switch (type) {
@@ -158,8 +166,11 @@ class Cursor {
     return out;
   }
 
-  std::string_view text() {
+  std::string_view text(size_t longest = std::numeric_limits<size_t>::max()) {
     const auto bytes = take(number<uint64_t>());
+    if (bytes.size() > longest) {
+      fail("a name of {} bytes; at most {} are read", bytes.size(), longest);
+    }
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
 
@@ -243,12 +254,16 @@ void read_header(Cursor& cursor, GgufFile& file, uint64_t& tensors, uint64_t& va
   // A name length, a number of dimensions, a type and an offset; a key length, a type and a byte.
   cursor.check_count(tensors, 8 + 4 + 4 + 8, "tensors");
   cursor.check_count(values, 8 + 4 + 1, "metadata values");
+  if (tensors > kMaxTensors || values > kMaxValues) {
+    cursor.fail("{} tensors and {} metadata values; at most {} and {} are read", tensors, values,
+                kMaxTensors, kMaxValues);
+  }
 }
 
 void read_values(Cursor& cursor, GgufFile& file, uint64_t count) {
   for (uint64_t i = 0; i < count; ++i) {
     cursor.set_place(fmt::format("metadata value {}", i));
-    const std::string_view key = cursor.text();
+    const std::string_view key = cursor.text(kMaxKey);
     cursor.set_place(fmt::format("metadata '{}'", printable(key)));
     const GgufType type = cursor.type();
     if (!file.values.emplace(std::string(key), cursor.value(type)).second) {
@@ -262,7 +277,7 @@ std::vector<uint64_t> read_tensor_infos(Cursor& cursor, GgufFile& file, uint64_t
   for (uint64_t i = 0; i < count; ++i) {
     cursor.set_place(fmt::format("tensor {}", i));
     TensorInfo tensor;
-    tensor.name = cursor.text();
+    tensor.name = cursor.text(kMaxName);
     cursor.set_place(fmt::format("tensor '{}'", printable(tensor.name)));
     const auto dims = cursor.number<uint32_t>();
     if (dims > kMaxDims) cursor.fail("{} dimensions; at most {} are read", dims, kMaxDims);
@@ -372,11 +387,19 @@ std::optional<double> load_real(GgufType type, const std::byte* from) {
               expected, found);
 }
 
+void check_listed(const GgufFile& file, std::string_view key, const GgufValue& value) {
+  if (value.count > kMaxListed) {
+    throw Error("{}: metadata '{}' has {} elements; at most {} are read", printable(file.path),
+                printable(key), value.count, kMaxListed);
+  }
+}
+
 template <typename T, typename Load>
 std::vector<T> list_of(const GgufFile& file, std::string_view key, const GgufValue& value,
                        const char* expected, Load load_element) {
   const uint64_t size = value.type == GgufType::ARRAY ? *scalar_bytes(value.element) : 0;
   if (size == 0) wrong_type(file, key, value, expected);
+  check_listed(file, key, value);
   std::vector<T> out;
   out.reserve(value.count);
   for (uint64_t i = 0; i < value.count; ++i) {
@@ -428,6 +451,7 @@ std::vector<std::string_view> GgufFile::strings(std::string_view key) const {
   if (found.type != GgufType::ARRAY || found.element != GgufType::STRING) {
     wrong_type(*this, key, found, "an array of strings");
   }
+  check_listed(*this, key, found);
   std::vector<std::string_view> out;
   out.reserve(found.count);
   Cursor cursor(found.data, path);

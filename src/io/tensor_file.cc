@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -32,33 +33,34 @@ static_assert(kDTypes.size() == static_cast<size_t>(DType::MXFP4) + 1);
 
 constexpr int64_t kMaxElements = int64_t{1} << 62;
 
+// The product of the sizes that are not zero: an empty tensor must not lie about its rows either.
+std::optional<int64_t> nonzero_product(const std::vector<int64_t>& shape) {
+  int64_t product = 1;
+  for (const int64_t size : shape) {
+    if (size < 0) return std::nullopt;
+    if (size == 0) continue;
+    if (product > kMaxElements / size) return std::nullopt;
+    product *= size;
+  }
+  return product;
+}
+
 }  // namespace
 
 const DTypeInfo& dtype_info(DType dtype) { return kDTypes.at(static_cast<size_t>(dtype)); }
 
 std::optional<int64_t> count_elements(const std::vector<int64_t>& shape) {
-  int64_t product = 1;
-  bool empty = false;
-  for (const int64_t size : shape) {
-    if (size < 0) return std::nullopt;
-    if (size == 0) {
-      empty = true;  // the other sizes are still checked: [2^62, 2^62, 0] lies about its strides
-      continue;
-    }
-    if (product > kMaxElements / size) return std::nullopt;
-    product *= size;
-  }
-  return empty ? 0 : product;
+  const std::optional<int64_t> product = nonzero_product(shape);
+  if (!product) return std::nullopt;
+  return std::find(shape.begin(), shape.end(), 0) == shape.end() ? *product : 0;
 }
 
 std::optional<int64_t> count_bytes(const std::vector<int64_t>& shape, DType dtype) {
   const DTypeInfo& info = dtype_info(dtype);
-  const std::optional<int64_t> elements = count_elements(shape);
-  if (!elements) return std::nullopt;
+  const std::optional<int64_t> product = nonzero_product(shape);
+  if (!product || *product / info.block >= kMaxElements / info.bytes) return std::nullopt;
   if (info.block > 1 && (shape.empty() || shape.back() % info.block != 0)) return std::nullopt;
-  const int64_t blocks = *elements / info.block;
-  if (blocks > kMaxElements / info.bytes) return std::nullopt;
-  return blocks * info.bytes;
+  return *count_elements(shape) / info.block * info.bytes;
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {

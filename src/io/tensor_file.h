@@ -70,10 +70,11 @@ const DTypeInfo& dtype_info(DType dtype);
 inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
 inline bool is_quantised(DType dtype) { return dtype_info(dtype).block > 1; }
 
-// The product of the sizes; nothing if one is negative or the product exceeds 2^62.
+// The product of the sizes; nothing if one is negative or the product of those that are not zero
+// exceeds 2^62 (so that rows of an empty tensor can be counted too).
 std::optional<int64_t> count_elements(const std::vector<int64_t>& shape);
-// Bytes of a dense tensor, rows (the last dimension) padded to nothing; nothing if the count
-// overflows or the last dimension is not a multiple of the type's block.
+// Bytes of a dense tensor; nothing if the count overflows in that sense or the last dimension is
+// not a multiple of the type's block.
 std::optional<int64_t> count_bytes(const std::vector<int64_t>& shape, DType dtype);
 // "[2, 3]", for messages.
 std::string shape_text(const std::vector<int64_t>& shape);

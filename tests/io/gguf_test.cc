@@ -112,6 +112,14 @@ TEST(Gguf, RefusesHostileFiles) {
     cases.push_back({std::move(bytes), std::move(parts)});
   };
   add(Bytes(), {"header", "cut short"});
+  {
+    Bytes many = header(0, (1 << 16) + 1).raw(std::string(13 << 17, '\0'));
+    add(many, {"65537 metadata values", "at most 1048576 and 65536"});
+    add(header(0, 1).text(std::string(4097, 'k')).pad(64), {"name of 4097 bytes"});
+    Bytes name = header(1, 0);
+    tensor(name, std::string(257, 'n'), {8}, 0, 0);
+    add(name, {"name of 257 bytes"});
+  }
   add(Bytes().raw("GGML").number<uint64_t>(0), {"not a GGUF file"});
   add(header(0, 0, 1), {"version 1"});
   add(header(0, 0, 0x03000000), {"big-endian"});
@@ -152,6 +160,8 @@ TEST(Gguf, RefusesHostileFiles) {
   add(one({huge}, 0, 0, 64), {"'t'", "too large"});
   add(one({uint64_t{1} << 40, uint64_t{1} << 40}, 0, 0, 64), {"'t'", "too large"});
   add(one({uint64_t{1} << 62}, 0, 0, 64), {"'t'", "too large"});
+  add(one({0, uint64_t{1} << 61}, 0, 0, 64), {"'t'", "too large"});
+  add(one({uint64_t{1} << 61, 0}, 0, 0, 64), {"'t'", "too large"});
   add(one({8}, 4, 0, 64), {"'t'", "type 4"});
   add(one({8}, 999, 0, 64), {"'t'", "type 999"});
   add(one({33}, 2, 0, 64), {"'t'", "32 elements", "Q4_0"});
