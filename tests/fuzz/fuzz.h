@@ -11,6 +11,12 @@
 
 #include "io/error.h"
 
+// Undefined behaviour is a finding, not a message. Asked for by the sanitizer's run time; each
+// target is one translation unit.
+extern "C" __attribute__((used)) const char* __ubsan_default_options() {
+  return "halt_on_error=1:print_stacktrace=1";
+}
+
 namespace heed::fuzz {
 
 inline std::span<const std::byte> bytes_of(std::string_view text) {
