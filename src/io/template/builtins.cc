@@ -805,11 +805,11 @@ Value method(Machine& machine, const Value& object, const std::string& name) {
   if (object.is_text()) {
     const auto found = text_methods().find(name);
     if (found == text_methods().end()) {
-      for (const char* known : {"center", "casefold", "encode", "expandtabs", "format", "format_map",
-                                "index", "isalnum", "isascii", "isdecimal", "isidentifier",
-                                "isnumeric", "isprintable", "istitle", "ljust", "maketrans",
-                                "partition", "rindex", "rjust", "rpartition", "swapcase",
-                                "translate", "zfill"}) {
+      for (const char* known :
+           {"center",      "casefold",   "encode",   "expandtabs", "format",       "format_map",
+            "index",       "isalnum",    "isascii",  "isdecimal",  "isidentifier", "isnumeric",
+            "isprintable", "istitle",    "ljust",    "maketrans",  "partition",    "rindex",
+            "rjust",       "rpartition", "swapcase", "translate",  "zfill"}) {
         if (name != known) continue;
         machine.fail(fmt::format("the method \"{}\" of strings is not supported", name));
       }

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <queue>
 
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/unicode.h"
 
@@ -116,9 +117,9 @@ Bpe::Bpe(const Vocab& vocab, const std::vector<std::pair<std::string, std::strin
     const auto c = vocab.find(product);
     if (a == vocab.end() || b == vocab.end() || c == vocab.end()) {
       throw Error("{}.merges[{}]: \"{}\" is not in the vocabulary", where, rank,
-                  a == vocab.end()   ? left
-                  : b == vocab.end() ? right
-                                     : product);
+                  printable(a == vocab.end()   ? left
+                            : b == vocab.end() ? right
+                                               : product));
     }
     merges_.add(a->second, b->second, static_cast<int32_t>(rank), c->second);
     if (right.starts_with(kLowerOneEighthBlock) && !left.ends_with(kLowerOneEighthBlock)) {

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/added_tokens.h"
 #include "io/tokenizer/parts.h"
@@ -195,7 +196,7 @@ std::string train_byte_bpe(const std::function<bool(std::string&)>& next,
     const size_t before = tokens.size();
     const int32_t id = add(token);
     if (token.empty() || before == tokens.size()) {
-      throw UsageError("special token \"{}\" is empty or stands twice", token);
+      throw UsageError("special token \"{}\" is empty or stands twice", printable(token));
     }
     added.push_back({{"id", id},
                      {"content", token},

@@ -1,5 +1,6 @@
 // Decoders: ByteLevel, Metaspace, ByteFallback, Fuse, Replace, Strip, WordPiece, BPEDecoder and
 // Sequences of them.
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/parts.h"
 #include "io/tokenizer/regex.h"
@@ -185,7 +186,7 @@ class WordSuffix : public Decoder {
 };
 
 std::shared_ptr<const Decoder> read(const Json& json, const std::string& where, int depth) {
-  const std::string type = get_string(json, "type", where);
+  const std::string type = printable(get_string(json, "type", where), 60);
   const std::string here = where + " (" + type + ")";
   if (type == "Sequence") {
     if (depth >= kMaxDepth) throw Error("{}: nested too deeply", where);

@@ -1,5 +1,6 @@
 // Normalizers: NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Replace, Prepend, Strip, Precompiled,
 // Nmt, BertNormalizer, ByteLevel and Sequences of them.
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/parts.h"
 #include "io/tokenizer/regex.h"
@@ -260,7 +261,7 @@ std::string decode_base64(std::string_view text, const std::string& where) {
 std::shared_ptr<const Normalizer> read(const Json& json, const std::string& where, int depth) {
   using unicode::Form;
   const auto function = [](Function::Map map) { return std::make_shared<Function>(map); };
-  const std::string type = get_string(json, "type", where);
+  const std::string type = printable(get_string(json, "type", where), 60);
   const std::string here = where + " (" + type + ")";
   if (type == "Sequence") {
     if (depth >= kMaxDepth) throw Error("{}: nested too deeply", where);

@@ -3,6 +3,7 @@
 // text: only whether a piece is the text's first, which Metaspace asks for.
 #include <functional>
 
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/parts.h"
 #include "io/tokenizer/regex.h"
@@ -24,7 +25,7 @@ Behavior read_behavior(const Json& json, const std::string& where, const std::st
   if (name == "MergedWithPrevious") return Behavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return Behavior::kMergedWithNext;
   if (name == "Contiguous") return Behavior::kContiguous;
-  throw Error("{}.behavior: unknown behavior \"{}\"", where, name);
+  throw Error("{}.behavior: unknown behavior \"{}\"", where, printable(name));
 }
 
 // Stretches of a text, matches and what lies between, in order; then the behavior joins or drops.
@@ -256,7 +257,7 @@ class SplitAtCharacters : public PreTokenizer {
 
 std::shared_ptr<const PreTokenizer> read(const Json& json, const std::string& where,
                                          bool* raw_bytes, int depth) {
-  const std::string type = get_string(json, "type", where);
+  const std::string type = printable(get_string(json, "type", where), 60);
   const std::string here = where + " (" + type + ")";
   if (type == "Sequence") {
     if (depth >= kMaxDepth) throw Error("{}: nested too deeply", where);
@@ -300,7 +301,7 @@ std::shared_ptr<const PreTokenizer> read(const Json& json, const std::string& wh
     } else if (scheme == "never") {
       prepend = Metaspace::Prepend::kNever;
     } else if (scheme != "always") {
-      throw Error("{}.prepend_scheme: unknown scheme \"{}\"", here, scheme);
+      throw Error("{}.prepend_scheme: unknown scheme \"{}\"", here, printable(scheme));
     }
     const std::string replacement =
         get_string(json, "replacement", here, std::string(kLowerOneEighthBlock));

@@ -3,6 +3,7 @@
 
 #include <pcre2.h>
 
+#include "io/describe.h"
 #include "io/error.h"
 
 namespace heed {
@@ -87,10 +88,11 @@ std::string translate_pattern(std::string_view p, const std::string& where) {
         }
       }
       if (c == '[') {
-        throw Error("{}: nested classes in a regular expression are not supported: {}", where, p);
+        throw Error("{}: nested classes in a regular expression are not supported: {}", where,
+                    printable(p));
       }
       if (c == '&' && i + 1 < p.size() && p[i + 1] == '&') {
-        throw Error("{}: && in a regular expression is not supported: {}", where, p);
+        throw Error("{}: && in a regular expression is not supported: {}", where, printable(p));
       }
       if (c == ']' && i > class_start) in_class = false;
       out += c;
@@ -123,7 +125,7 @@ Regex::Regex(std::string_view pattern, const std::string& where) : where_(where)
     PCRE2_UCHAR message[256];
     pcre2_get_error_message(error, message, sizeof(message));
     throw Error("{}: the regular expression {} cannot be read: {} (near character {})", where,
-                pattern, reinterpret_cast<const char*>(message), offset);
+                printable(pattern), reinterpret_cast<const char*>(message), offset);
   }
   code_ =
       std::shared_ptr<void>(code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); });

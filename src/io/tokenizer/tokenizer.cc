@@ -1,5 +1,6 @@
 #include "io/tokenizer/tokenizer.h"
 
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/tokenizer_parts.h"
 #include "io/tokenizer/unicode.h"
@@ -8,7 +9,7 @@ namespace heed {
 
 void Tokenizer::Parts::set_token(int64_t id, const std::string& token) {
   if (id < 0 || id >= tok::kMaxVocab) {
-    throw Error("{}: token \"{}\" has the id {}, outside 0..{}", file, token, id,
+    throw Error("{}: token \"{}\" has the id {}, outside 0..{}", file, printable(token), id,
                 tok::kMaxVocab - 1);
   }
   if (static_cast<size_t>(id) >= id_to_token.size()) {
