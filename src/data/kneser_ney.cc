@@ -76,7 +76,27 @@ KneserNey::KneserNey(const Corpus& corpus, int order, int64_t vocab, int32_t bou
     for (Key& key : keys) key &= tail;
     progress.step(order - n + 1);
   }
+  empty_ = find(1, 0);
+  if (order > 1) {
+    for (int64_t id = 0; id < vocab_; ++id) single_.push_back(find(2, static_cast<Key>(id)));
+  }
   progress.end();
+}
+
+KneserNey::Context KneserNey::find(int n, Key prefix) const {
+  const Order& grams = orders_[static_cast<size_t>(n - 1)];
+  const Key low = prefix << 16;
+  const auto first = grams.key.begin();
+  const auto begin = std::lower_bound(first, grams.key.end(), low);
+  const auto end = std::upper_bound(begin, grams.key.end(), low | 0xffff);
+  Context context;
+  context.begin = static_cast<size_t>(begin - first);
+  context.end = static_cast<size_t>(end - first);
+  for (size_t i = context.begin; i < context.end; ++i) {
+    context.total += grams.count[i];
+    context.reserved += grams.discount[std::min<uint32_t>(grams.count[i], 3)];
+  }
+  return context;
 }
 
 double KneserNey::probability(std::span<const int32_t> context, int32_t w) const {
@@ -89,21 +109,22 @@ double KneserNey::probability(std::span<const int32_t> context, int32_t w) const
           static_cast<uint16_t>(context[context.size() - static_cast<size_t>(n - 1)]);
       prefix |= Key{oldest} << (16 * (n - 2));
     }
+    // The contexts of no token and of one are long lists: summed once.
+    const Context at = n == 1   ? empty_
+                       : n == 2 ? single_[static_cast<size_t>(prefix)]
+                                : find(n, prefix);
+    if (at.begin == at.end) break;  // an unseen context: the orders above have not seen it either
     const Order& grams = orders_[static_cast<size_t>(n - 1)];
-    const Key low = prefix << 16;
-    const auto begin = std::lower_bound(grams.key.begin(), grams.key.end(), low);
-    const auto end = std::upper_bound(begin, grams.key.end(), low | 0xffff);
-    if (begin == end) break;  // an unseen context: the orders above have not seen it either
-    const Key wanted = low | static_cast<uint16_t>(w);
-    double total = 0, reserved = 0, own = 0;
-    for (auto it = begin; it != end; ++it) {
-      const uint32_t count = grams.count[static_cast<size_t>(it - grams.key.begin())];
-      const double discount = grams.discount[std::min<uint32_t>(count, 3)];
-      total += count;
-      reserved += discount;
-      if (*it == wanted) own = count - discount;
+    const auto begin = grams.key.begin() + static_cast<int64_t>(at.begin);
+    const auto end = grams.key.begin() + static_cast<int64_t>(at.end);
+    const Key wanted = (prefix << 16) | static_cast<uint16_t>(w);
+    const auto found = std::lower_bound(begin, end, wanted);
+    double own = 0;
+    if (found != end && *found == wanted) {
+      const uint32_t count = grams.count[static_cast<size_t>(found - grams.key.begin())];
+      own = count - grams.discount[std::min<uint32_t>(count, 3)];
     }
-    p = (own + reserved * p) / total;
+    p = (own + at.reserved * p) / at.total;
   }
   return p;
 }

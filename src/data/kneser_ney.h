@@ -10,7 +10,7 @@
 // it; the lowest order is interpolated with 1 / vocabulary. n1..n4: n-grams with that count, by
 // order.
 //
-// All n-grams lie in sorted arrays (10 to 20 bytes each): 50 million training tokens of order 5
+// All n-grams lie in sorted arrays (20 bytes each): 50 million training tokens of order 5
 // take about 2 GB while building, 1.5 GB after.
 #pragma once
 
@@ -49,7 +49,16 @@ class KneserNey {
     std::vector<uint32_t> count;  // like key
     double discount[4] = {0, 0, 0, 0};
   };
-  std::vector<Order> orders_;  // [n - 1]: n-grams
+  // The n-grams of order n that begin with a context of n - 1 tokens: their place and sums.
+  struct Context {
+    size_t begin = 0, end = 0;
+    double total = 0, reserved = 0;  // of counts, of discounts
+  };
+  Context find(int n, Key prefix) const;
+
+  Context empty_;                // of order 1
+  std::vector<Context> single_;  // of order 2, by token
+  std::vector<Order> orders_;    // [n - 1]: n-grams
   int64_t vocab_;
   int32_t boundary_;
 };

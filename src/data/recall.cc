@@ -26,7 +26,9 @@ constexpr const char* kNouns[] = {
     "box",     "door",    "key",    "lake",   "wood",     "field"};
 
 // {name} is the thing, {code} its five digits. The first wording names nothing, so that only one
-// such code fits in a text; the second is the one that is measured with.
+// such code fits in a text. The last is the one that needles are measured with: small models answer
+// it better than questions in whole sentences (SmolLM2-135M, 8 needles in 4096 tokens: 0.88 against
+// 0.35 to 0.66), so that more of the recall is there to lose.
 struct Wording {
   const char* statement;
   const char* question;  // ends where the code follows
@@ -44,9 +46,10 @@ constexpr Wording kWordings[] = {
      "\n\nQuestion: Which code has the {name}?\nAnswer: the {name} has the code"},
     {"The {name} was given the number{code}.",
      "\n\nWhich number was given to the {name}? The {name} was given the number"},
+    {"Remember: {name} ={code}.", "\n\nRemember: {name} ="},
 };
-constexpr int kUnnamed = 0, kMeasured = 1;
-constexpr int kWordingCount = static_cast<int>(std::size(kWordings));
+// Training draws from all but the first and the last.
+constexpr int kUnnamed = 0, kTrained = 1, kMeasured = static_cast<int>(std::size(kWordings)) - 1;
 
 constexpr const char* kPairQuestions[] = {
     "\n\nWhat is the value of {name}? The value of {name} is",
@@ -298,7 +301,7 @@ RecallSample RecallGenerator::passkeys(int64_t length, int64_t count, int64_t as
   for (double& depth : depths) depth = random.uniform();
   std::sort(depths.begin(), depths.end());
   RecallSample sample;
-  if (!try_passkeys(length, depths, asked, kMeasured, false, random, &sample)) {
+  if (!try_passkeys(length, depths, asked, kTrained, false, random, &sample)) {
     too_short(RecallKind::kPasskey, length);
   }
   return sample;
@@ -445,7 +448,7 @@ RecallSample RecallGenerator::sample(int64_t length, std::span<const double> sha
       const bool plain = random.below(8) == 0;
       const bool single = random.below(2) == 0;
       const int wording =
-          single ? kUnnamed : static_cast<int>(random.between(kMeasured, kWordingCount - 1));
+          single ? kUnnamed : static_cast<int>(random.between(kTrained, kMeasured - 1));
       const int64_t most = std::clamp<int64_t>(length / kMinLength, 1, 8);
       std::vector<double> depths(static_cast<size_t>(single ? 1 : random.between(1, most)));
       for (double& depth : depths) depth = random.uniform();
