@@ -414,11 +414,25 @@ class Interpreter {
       items.insert(items.end(), b.as_list().begin(), b.as_list().end());
       return machine_.list(std::move(items), a.is_tuple());
     }
+    if (op == "*" && (a.is_list() || b.is_list()) && (a.is_whole() || b.is_whole())) {
+      const Value& unit = a.is_list() ? a : b;
+      const int64_t times = std::max<int64_t>(0, a.is_list() ? b.as_integer() : a.as_integer());
+      const int64_t size = static_cast<int64_t>(unit.as_list().size() * sizeof(Value));
+      if (size > 0 && times > machine_.options.max_bytes / size)
+        machine_.fail("a list is too long");
+      List items;
+      for (int64_t i = 0; size > 0 && i < times; ++i) {
+        items.insert(items.end(), unit.as_list().begin(), unit.as_list().end());
+      }
+      return machine_.list(std::move(items), unit.is_tuple());
+    }
     if (op == "*" && (a.is_text() || b.is_text()) && (a.is_whole() || b.is_whole())) {
       const std::string& unit = a.is_text() ? a.as_text() : b.as_text();
       const int64_t times = std::max<int64_t>(0, a.is_text() ? b.as_integer() : a.as_integer());
       const int64_t size = static_cast<int64_t>(unit.size());
-      if (size > 0 && times > machine_.options.max_bytes / size) machine_.charge(times);
+      if (size > 0 && times > machine_.options.max_bytes / size) {
+        machine_.fail("the template makes too much text");
+      }
       std::string out;
       if (size > 0) {
         machine_.charge(times * size);
