@@ -34,7 +34,9 @@ set(torch_gomp ${HEED_TORCH_DIR}/lib/libgomp.so.1)
 if(NOT EXISTS ${torch_gomp})
   set(torch_gomp OpenMP::OpenMP_CXX)
 endif()
-target_link_libraries(heed::torch INTERFACE
+# libtorch_cpu.so exports parts of std::filesystem of an older libstdc++; the system's must be found first
+# (a program built by g++ 13 otherwise frees with one what the other allocated).
+target_link_libraries(heed::torch INTERFACE stdc++
   ${HEED_TORCH_DIR}/lib/libtorch_cpu.so ${HEED_TORCH_DIR}/lib/libc10.so ${torch_gomp})
 # Libraries that torch_cpu itself needs lie outside the linker's search path; they are found at run
 # time through torch_cpu's own RPATH.
