@@ -121,8 +121,7 @@ class Bert : public Normalizer {
       const bool blank = c == '\t' || c == '\n' || c == '\r' || unicode::is_whitespace(c);
       if (clean_) {
         if (c == 0 || c == 0xFFFD) return;
-        const bool kept = c == '\t' || c == '\n' || c == '\r' || unicode::is_unassigned(c);
-        if (unicode::is_other(c) && !kept) return;
+        if (unicode::is_control(c) && c != '\t' && c != '\n' && c != '\r') return;
         if (blank) c = ' ';
       }
       if (chinese_ && unicode::is_chinese(c)) {

@@ -48,6 +48,8 @@ inline char32_t next(std::string_view text, size_t& at) {
 
 void append(std::string& out, char32_t c);
 
+// Marks, control characters and punctuation are those of Hugging Face `tokenizers`, whose tables
+// are older than utf8proc's.
 bool is_whitespace(char32_t c);            // the property White_Space
 bool is_number(char32_t c);                // Nd, Nl, No
 bool is_letter(char32_t c);                // L*
@@ -55,7 +57,7 @@ bool is_mark(char32_t c);                  // Mn, Mc, Me
 bool is_nonspacing_mark(char32_t c);       // Mn
 bool is_other(char32_t c);                 // Cc, Cf, Cn, Co, Cs
 bool is_punctuation(char32_t c);           // ASCII punctuation and P*
-bool is_unassigned(char32_t c);            // Cn
+bool is_control(char32_t c);               // Cc, Cf, Co
 bool is_chinese(char32_t c);               // the ideograph blocks that BERT sets apart
 std::string lower(std::string_view text);  // full mapping, without the final-sigma rule
 
