@@ -175,6 +175,7 @@ void KvState::grow_ring(Head& head, const HeadProgram& program, int64_t rows) {
 void KvState::append_window(Head& head, const HeadProgram& program, const at::Tensor& k,
                             const at::Tensor& v) {
   const int64_t count = k.size(0);
+  if (count == 0) return;
   int64_t row = 0;
   if (length_ < program.sinks) {
     const int64_t n = std::min(count, program.sinks - length_);

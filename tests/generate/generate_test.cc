@@ -2,6 +2,7 @@
 #include "generate/generate.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 namespace heed {
@@ -73,11 +74,12 @@ TEST(Sampler, RefusesWhatMakesNoSense) {
   }
 }
 
-// A model of ten letters whose greedy text is whatever it is; the rules around it are what counts.
+// A model over bytes and nine letters, whose text is whatever it is: the rules around it are what
+// counts.
 struct Letters {
   Letters() {
     ModelConfig c;
-    c.vocab = 12;
+    c.vocab = 268;
     c.hidden = 16;
     c.intermediate = 16;
     c.layers = 1;
@@ -87,6 +89,7 @@ struct Letters {
     c.windows = {0};
     model.emplace(Decoder::random(c, 3));
     std::vector<std::string> pieces = {"<unk>", "<s>", "</s>"};
+    for (int byte = 0; byte < 256; ++byte) pieces.push_back(fmt::format("<0x{:02X}>", byte));
     for (char letter = 'a'; letter < 'j'; ++letter) pieces.emplace_back(1, letter);
     tokenizer.emplace(
         Tokenizer::from_llama2c(pieces, std::vector<float>(pieces.size(), 0), "letters"));
