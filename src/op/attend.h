@@ -38,7 +38,7 @@ struct AttendOptions {
   // Window and sinks of each KV head, int64 [Hk] on the CPU, in place of the two above (0: full).
   at::Tensor head_window, head_sinks;
   // Block-sparse lists: query block i (of q_block queries) of sequence n and KV head h sees the
-  // blocks (of k_block keys) block_index[s[i] .. s[i+1]-1], ascending, s = block_start[n,h].
+  // blocks (of k_block keys) block_index[s[i] .. s[i+1]-1], rising, s = block_start[n,h].
   // block_start int64 [N,Hk,blocks+1], block_index int32 [M], both on the CPU.
   at::Tensor block_start, block_index;
   int64_t q_block = 0, k_block = 0;

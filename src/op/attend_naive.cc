@@ -130,12 +130,23 @@ AttendShape check_attend(const at::Tensor& q, const at::Tensor& k, const at::Ten
         options.block_index.scalar_type() != at::kInt || options.block_index.dim() != 1) {
       throw UsageError("attend: block_start must be int64 and block_index int32 [M]");
     }
-    const at::Tensor start = options.block_start.cpu();
-    if (start.numel() > 0 && (start.min().item<int64_t>() < 0 ||
-                              start.max().item<int64_t>() > options.block_index.numel() ||
-                              (start.size(2) > 1 && start.diff(1, 2).min().item<int64_t>() < 0))) {
-      throw UsageError("attend: block_start must rise from 0 to at most {} (block_index's length)",
-                       options.block_index.numel());
+    const at::Tensor start = options.block_start.cpu().contiguous();
+    const at::Tensor index = options.block_index.cpu().contiguous();
+    const int64_t* first = start.const_data_ptr<int64_t>();
+    const int32_t* list = index.const_data_ptr<int32_t>();
+    for (int64_t row = 0; row < s.sequences * s.kv_heads; ++row, first += blocks + 1) {
+      for (int64_t i = 0; i < blocks; ++i) {
+        if (first[i] < 0 || first[i + 1] < first[i] || first[i + 1] > index.numel()) {
+          throw UsageError("attend: block_start must rise within 0 and {} (block_index's length)",
+                           index.numel());
+        }
+        for (int64_t e = first[i]; e < first[i + 1]; ++e) {
+          if (list[e] < 0 || (e > first[i] && list[e] <= list[e - 1])) {
+            throw UsageError("attend: block_index must rise within each list, entry {} is {}", e,
+                             list[e]);
+          }
+        }
+      }
     }
   }
   return s;

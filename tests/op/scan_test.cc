@@ -163,7 +163,7 @@ TEST(Scan, ChunkedNaiveIsTheTokenLoop) {
 TEST(Scan, OrdinarySizes) {
   at::manual_seed(4);
   for (const Corrections c : {Corrections::kNone, Corrections::kDelta, Corrections::kGeneral}) {
-    const Problem p = make(Decays::kChannel, c, false, false, 300, 64, 64);
+    const Problem p = make(Decays::kChannel, c, false, false, 130, 64, 64);
     compare(scan, p, at::kFloat, 2e-6, 1e-5, 1e-5);
     compare(scan_chunked_naive, p, at::kFloat, 4e-6, 1e-5, 1e-5);
   }

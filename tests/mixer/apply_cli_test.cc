@@ -1,0 +1,122 @@
+// heed apply, list and show as a user calls them: files in, files out, exit codes, messages.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "cache/tensor_io.h"
+#include "io/json.h"
+#include "mixer/sampling_helper.h"
+
+namespace heed::mixer {
+namespace {
+
+struct Result {
+  int code;
+  std::string text;  // stdout and stderr together
+};
+
+Result call(const std::string& arguments) {
+  const std::string command = std::string(HEED_BINARY_DIR) + "/bin/heed " + arguments + " 2>&1";
+  FILE* pipe = ::popen(command.c_str(), "r");
+  std::string text;
+  char buffer[4096];
+  while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) text.append(buffer, n);
+  const int status = ::pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
+}
+
+class ApplyCli : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::temp_directory_path() / ("heed_apply_" + std::to_string(::getpid()));
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::string path(const char* name) const { return (folder_ / name).string(); }
+  std::string files() const { return " --in " + path("in") + " --out " + path("out") + " "; }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(ApplyCli, RunsEveryMixerInEveryForm) {
+  for (const Mechanism& m : registry().all()) {
+    const NamedTensors in = testing::make_inputs(m, testing::small_sizes(19), {}, 3);
+    write_tensors(path("in"), in);
+    for (const std::string& form : testing::forms_of(m, {})) {
+      const Result r = call("apply " + m.card.id + files() + "--form " + form);
+      ASSERT_EQ(r.code, 0) << m.card.id << " " << form << ": " << r.text;
+      const NamedTensors reference = testing::run(m, in, "naive", {}, at::kDouble);
+      for (const auto& [name, t] : read_tensors(path("out"))) {
+        EXPECT_EQ(t.scalar_type(), at::kFloat);
+        EXPECT_LE(testing::relative_error(t, reference.at(name)), 2e-6) << m.card.id << " " << name;
+      }
+    }
+  }
+}
+
+TEST_F(ApplyCli, Float64AndGradients) {
+  const Mechanism& m = find_mechanism("gated-deltanet");
+  NamedTensors in = testing::make_inputs(m, testing::small_sizes(9), {}, 4);
+  in["grad_out"] = at::randn({2, 9, 3, 5});
+  write_tensors(path("in"), in);
+  const Result r = call("apply gated-deltanet" + files() +
+                        "--grad --dtype float64 --form naive --set scale=0.5");
+  ASSERT_EQ(r.code, 0) << r.text;
+  const NamedTensors out = read_tensors(path("out"));
+  for (const char* name :
+       {"out", "final_state", "grad_q", "grad_log_decay", "grad_initial_state"}) {
+    ASSERT_TRUE(out.count(name)) << name;
+    EXPECT_EQ(out.at(name).scalar_type(), at::kDouble);
+  }
+}
+
+TEST_F(ApplyCli, WrongUseIsExitTwoWithOneLine) {
+  const NamedTensors in =
+      testing::make_inputs(find_mechanism("gla"), testing::small_sizes(5), {}, 5);
+  write_tensors(path("in"), in);
+  const std::pair<const char*, const char*> wrong[] = {
+      {"apply glaa", "gla"},
+      {"apply titans", "planned"},
+      {"apply retnet", "log_decay"},
+      {"apply rwkv6", "tensor r [B,T,H,K] is missing"},
+      {"apply gla --set colour=3", "colour"},
+      {"apply gla --set scale=x", "a number"},
+      {"apply gla --set scale", "KEY=VALUE"},
+      {"apply gla --form parallel", "parallel"},
+      {"apply gla --form sideways", "sideways"},
+      {"apply gla --dtype float64 --form chunked", "naive"},
+      {"apply gla --grad", "grad_out"},
+      {"apply gla --grad --form recurrent", "recurrent"},
+      {"apply gla --model x", "--model"}};
+  for (const auto& [arguments, part] : wrong) {
+    const Result r = call(std::string(arguments) + files());
+    EXPECT_EQ(r.code, 2) << arguments << ": " << r.text;
+    EXPECT_NE(r.text.find(part), std::string::npos) << arguments << ": " << r.text;
+    EXPECT_FALSE(std::filesystem::exists(path("out"))) << arguments;
+  }
+  EXPECT_EQ(call("apply gla --in " + path("in")).code, 2);
+  EXPECT_EQ(call("apply gla --in " + path("absent") + " --out " + path("out")).code, 1);
+}
+
+TEST_F(ApplyCli, ListAndShow) {
+  const Result list = call("list --json");
+  ASSERT_EQ(list.code, 0) << list.text;
+  const Json rows = parse_json(list.text, "heed list");
+  EXPECT_EQ(rows.size(), cards().size());
+  const Result ready = call("list --status ready --json");
+  EXPECT_EQ(parse_json(ready.text, "heed list").size(), registry().all().size());
+  EXPECT_EQ(call("list --family nonsense").code, 2);
+  for (const Card& card : cards()) {
+    if (!card.ready && card.id != "titans") continue;
+    const Result show = call("show " + card.id);
+    EXPECT_EQ(show.code, 0) << show.text;
+    EXPECT_NE(show.text.find(card.title), std::string::npos);
+    EXPECT_EQ(parse_json(call("show " + card.id + " --json").text, "heed show")["id"], card.id);
+  }
+  EXPECT_EQ(call("show nonsense").code, 2);
+}
+
+}  // namespace
+}  // namespace heed::mixer
