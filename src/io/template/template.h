@@ -4,7 +4,7 @@
 //
 // Statements: for (with if, else, break, continue), if, set (also of a block and of namespace
 // attributes), macro, generation, raw, comments. Expressions: all of Jinja's operators, slices,
-// calls, filters, tests and the methods of strings, lists and mappings listed in builtins.cc.
+// calls, filters, tests and the methods of strings, lists and mappings listed in methods.cc.
 // Anything else is an Error that names the construct and its line.
 #pragma once
 
