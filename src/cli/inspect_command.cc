@@ -43,7 +43,8 @@ void add_inspect(CLI::App& app) {
     const int64_t context = std::min(o->context, bench.model.context());
     const auto corpus =
         eval::open_text(bench, o->data.empty() ? std::vector{eval::search_book()} : o->data);
-    const data::RecallGenerator generator(corpus, bench.codec);
+    data::RecallGenerator generator(corpus, bench.codec);
+    generator.use_wording(eval::best_wording(bench.model, generator, context));
     auto inputs = probe::make_inputs(generator, corpus, context, o->texts, o->common.seed);
     inputs.importance = !o->no_importance;
     const auto figures = probe::measure_heads(bench.model, inputs, *progress);

@@ -26,14 +26,13 @@ constexpr const char* kNouns[] = {
     "box",     "door",    "key",    "lake",   "wood",     "field"};
 
 // {name} is the thing, {code} its five digits. The first wording names nothing, so that only one
-// such code fits in a text. The last is the one that needles are measured with: small models answer
-// it better than questions in whole sentences (SmolLM2-135M, 8 needles in 4096 tokens: 0.88 against
-// 0.35 to 0.66), so that more of the recall is there to lose.
+// such code fits in a text. The last is no question in a sentence: SmolLM2-135M answers it best (8
+// needles in 4096 tokens: recall 0.88, against 0.35 to 0.66 for the others).
 struct Wording {
   const char* statement;
   const char* question;  // ends where the code follows
 };
-constexpr Wording kWordings[] = {
+constexpr Wording kTexts[] = {
     {"The pass key is{code}. Remember it.{code} is the pass key.",
      "\n\nWhat is the pass key? The pass key is"},
     {"The secret code of the {name} is{code}. Remember it.",
@@ -49,7 +48,8 @@ constexpr Wording kWordings[] = {
     {"Remember: {name} ={code}.", "\n\nRemember: {name} ="},
 };
 // Training draws from all but the first and the last.
-constexpr int kUnnamed = 0, kTrained = 1, kMeasured = static_cast<int>(std::size(kWordings)) - 1;
+constexpr int kUnnamed = 0, kTrained = 1, kLast = static_cast<int>(std::size(kTexts)) - 1;
+static_assert(RecallGenerator::kWordings[0] == kLast);
 
 constexpr const char* kPairQuestions[] = {
     "\n\nWhat is the value of {name}? The value of {name} is",
@@ -169,6 +169,8 @@ std::vector<int32_t> RecallGenerator::text(int64_t count, Random& random) const 
   return tokens;
 }
 
+std::string RecallGenerator::statement_of(int wording) { return kTexts[wording].statement; }
+
 std::vector<RecallGenerator::Spec> RecallGenerator::make_specs(int64_t count, int wording,
                                                                Random& random) const {
   constexpr auto kNames = static_cast<int64_t>(std::size(kAdjectives) * std::size(kNouns));
@@ -186,10 +188,9 @@ std::vector<RecallGenerator::Spec> RecallGenerator::make_specs(int64_t count, in
     }
     spec.value = five_digits(random);
     spec.answer = codec_.encode(" " + spec.value);
-    spec.question = codec_.encode(fill_in(kWordings[wording].question, spec.name));
+    spec.question = codec_.encode(fill_in(kTexts[wording].question, spec.name));
     // Words and code are tokenised apart, so that the code has the same tokens everywhere.
-    const std::string statement =
-        "\n\n" + fill_in(kWordings[wording].statement, spec.name) + "\n\n";
+    const std::string statement = "\n\n" + fill_in(kTexts[wording].statement, spec.name) + "\n\n";
     std::string_view rest = statement;
     spec.code = -1;
     for (size_t at; (at = rest.find("{code}")) != std::string_view::npos;) {
@@ -238,7 +239,7 @@ bool RecallGenerator::place(int64_t length, std::span<const Spec> specs,
 }
 
 NeedleDocument RecallGenerator::needles(int64_t length, int64_t count, Random& random) const {
-  const auto specs = make_specs(count, kMeasured, random);
+  const auto specs = make_specs(count, wording_, random);
   std::vector<double> depths(static_cast<size_t>(count));
   for (size_t n = 0; n < depths.size(); ++n) {
     depths[n] = (static_cast<double>(n) + random.uniform()) / static_cast<double>(count);
@@ -447,8 +448,7 @@ RecallSample RecallGenerator::sample(int64_t length, std::span<const double> sha
     case RecallKind::kPasskey: {
       const bool plain = random.below(8) == 0;
       const bool single = random.below(2) == 0;
-      const int wording =
-          single ? kUnnamed : static_cast<int>(random.between(kTrained, kMeasured - 1));
+      const int wording = single ? kUnnamed : static_cast<int>(random.between(kTrained, kLast - 1));
       const int64_t most = std::clamp<int64_t>(length / kMinLength, 1, 8);
       std::vector<double> depths(static_cast<size_t>(single ? 1 : random.between(1, most)));
       for (double& depth : depths) depth = random.uniform();

@@ -93,6 +93,13 @@ class RecallGenerator {
   RecallSample sample(int64_t length, std::span<const double> shares, Random& random) const;
   static constexpr int64_t kMinLength = 192;
 
+  // Wordings of needles() that models differ in how well they answer; the default is kWordings[0].
+  static constexpr std::array<int, 4> kWordings = {6, 1, 3, 5};
+  void use_wording(int wording) { wording_ = wording; }
+  int wording() const { return wording_; }
+  // "Remember: {name} ={code}."
+  static std::string statement_of(int wording);
+
   // `count` tokens of text from a random place, which begin at a word.
   std::vector<int32_t> text(int64_t count, Random& random) const;
   const TextCodec& codec() const { return codec_; }
@@ -118,6 +125,7 @@ class RecallGenerator {
 
   Corpus filler_;
   TextCodec codec_;
+  int wording_ = kWordings[0];
   std::vector<int64_t> document_end_;                 // running sum of the documents' lengths
   std::vector<uint8_t> ends_sentence_, starts_word_;  // by token id
   std::vector<int32_t> words_;                        // tokens that are a whole word

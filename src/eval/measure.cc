@@ -193,6 +193,22 @@ std::vector<NeedleResult> measure_needles(const Decoder& model,
   return results;
 }
 
+int best_wording(const Decoder& model, const data::RecallGenerator& generator, int64_t context) {
+  auto trial = generator;
+  int best = generator.wording();
+  double least = INFINITY;
+  for (int wording : data::RecallGenerator::kWordings) {
+    trial.use_wording(wording);
+    data::Random random(11, static_cast<uint64_t>(wording));
+    Setting setting;
+    setting.kv_dtype = model.options().device.is_cuda() ? model.options().dtype : at::kHalf;
+    const auto document = trial.needles(std::min<int64_t>(context, 1024) * 7 / 8, 4, random);
+    const double nll = answer_nll_of(measure_needles(model, {document}, setting));
+    if (nll < least) least = nll, best = wording;
+  }
+  return best;
+}
+
 double recall_of(const std::vector<NeedleResult>& results) {
   if (results.empty()) return 0;
   const auto hits =

@@ -63,6 +63,10 @@ std::vector<NeedleResult> measure_needles(const Decoder& model,
                                           const Setting& setting,
                                           Progress& progress = no_progress());
 
+// The needle wording that the dense model answers best, tried on one document of at most 1024
+// tokens each: recall that is not there cannot be lost, and models differ in what they answer.
+int best_wording(const Decoder& model, const data::RecallGenerator& generator, int64_t context);
+
 double recall_of(const std::vector<NeedleResult>& results);
 double answer_nll_of(const std::vector<NeedleResult>& results);  // mean nats an answer
 

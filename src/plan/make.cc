@@ -43,7 +43,8 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
     made.programs = uniform_plan(model, options.sinks, options.lengths, options.budget);
   } else {
     const auto corpus = eval::open_text(bench, files);
-    const data::RecallGenerator generator(corpus, bench.codec);
+    data::RecallGenerator generator(corpus, bench.codec);
+    generator.use_wording(eval::best_wording(model, generator, context));
     const int64_t scored = options.thorough ? std::max<int64_t>(options.texts, 8) : options.texts;
     if (options.method == Method::kRazor) {
       auto inputs = probe::make_inputs(generator, corpus, context, options.texts, options.seed);

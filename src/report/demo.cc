@@ -212,8 +212,10 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
       bench, o.search_files.empty() ? std::vector{eval::search_book()} : o.search_files);
   const auto test_text =
       eval::open_text(bench, o.test_files.empty() ? std::vector{eval::test_book()} : o.test_files);
-  const data::RecallGenerator search_generator(search_text, bench.codec);
-  const data::RecallGenerator test_generator(test_text, bench.codec);
+  data::RecallGenerator search_generator(search_text, bench.codec);
+  data::RecallGenerator test_generator(test_text, bench.codec);
+  search_generator.use_wording(eval::best_wording(bench.model, search_generator, context));
+  test_generator.use_wording(search_generator.wording());
 
   auto inputs = probe::make_inputs(search_generator, search_text, context, 1, o.seed);
   const auto figures = probe::measure_heads(bench.model, inputs, progress);
@@ -291,6 +293,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   report["control"] = control;
   report["chosen"] = chosen;
   report["needles"] = dense_needles.size();
+  report["needle_wording"] = data::RecallGenerator::statement_of(test_generator.wording());
   report["texts"] = data.texts.size();
   Json cost = Json::array();
   const auto& scores = search.text_scores();

@@ -36,7 +36,9 @@ Json by_depth(const std::vector<eval::NeedleResult>& results) {
 Json run_eval(const eval::Workbench& bench, const std::vector<std::string>& files,
               const Programs* plan, const EvalOptions& options, Progress& progress) {
   const auto corpus = eval::open_text(bench, files);
-  const data::RecallGenerator generator(corpus, bench.codec);
+  data::RecallGenerator generator(corpus, bench.codec);
+  generator.use_wording(eval::best_wording(
+      bench.model, generator, *std::min_element(options.lengths.begin(), options.lengths.end())));
   Json lengths = Json::array();
   for (int64_t length : options.lengths) {
     if (length > bench.model.context()) {
@@ -76,6 +78,7 @@ Json run_eval(const eval::Workbench& bench, const std::vector<std::string>& file
   return {{"model", {{"path", bench.path}, {"hash", bench.model.hash()}}},
           {"lengths", lengths},
           {"texts", options.texts},
+          {"needle_wording", data::RecallGenerator::statement_of(generator.wording())},
           {"peak_memory", eval::peak_memory()}};
 }
 
