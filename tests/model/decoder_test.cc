@@ -92,7 +92,8 @@ TEST_P(Family, WrittenFoldersReadBackBitForBit) {
     EXPECT_TRUE(at::equal(model_->forward(ids_, one), again.forward(ids_, two)));
     // tests/interop/model_families_test.py loads the folder with transformers.
     if (const char* keep = std::getenv("HEED_KEEP")) {
-      fs::copy(folder.path, fs::path(keep) / GetParam(), fs::copy_options::overwrite_existing);
+      fs::copy(folder.path, fs::path(keep) / GetParam(),
+               fs::copy_options::recursive | fs::copy_options::overwrite_existing);
     }
     for (const auto& entry : fs::directory_iterator(folder.path)) fs::remove(entry.path());
   }

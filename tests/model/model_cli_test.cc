@@ -1,0 +1,142 @@
+// heed apply model, info, models and generate as a user calls them: files in, files out, exit
+// codes, one-line messages.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "cache/tensor_io.h"
+#include "io/json.h"
+#include "io/plan_file.h"
+
+namespace heed {
+namespace {
+
+const std::string kFixtures = HEED_SOURCE_DIR "/tests/model/fixtures/";
+
+struct Result {
+  int code;
+  std::string text;  // stdout and stderr together
+};
+
+Result call(const std::string& arguments) {
+  const std::string command = std::string(HEED_BINARY_DIR) + "/bin/heed " + arguments + " 2>&1";
+  FILE* pipe = ::popen(command.c_str(), "r");
+  std::string text;
+  char buffer[4096];
+  while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) text.append(buffer, n);
+  const int status = ::pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
+}
+
+double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
+}
+
+class ModelCli : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::temp_directory_path() / ("heed_model_" + std::to_string(::getpid()));
+    std::filesystem::create_directories(folder_);
+    expected_ = read_tensors(kFixtures + "llama/expected.safetensors");
+    write_tensors(path("in"), {{"input_ids", expected_.at("input_ids")}});
+    hash_ = Json::parse(call("info --json " + kFixtures + "llama").text)["plan_hash"];
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::string path(const char* name) const { return (folder_ / name).string(); }
+  std::string apply(const std::string& more) const {
+    return "apply model --in " + path("in") + " --out " + path("out") + " --model " + kFixtures +
+           "llama " + more;
+  }
+  // A plan file of the fixture; returns its option.
+  std::string plan(const std::string& hash, bool windows) const {
+    Plan p = full_plan(2, 2, hash);
+    if (windows) {
+      Program window;
+      window.id = "window";
+      window.kind = Program::Kind::kWindow;
+      window.sink = 2;
+      window.window.alpha = 5;
+      p.programs.push_back(window);
+      p.heads[1][0] = 1;
+    }
+    write_plan(p, path("plan.json"));
+    return "--plan " + path("plan.json");
+  }
+  static void expect_refused(const Result& r, int code, const std::string& text) {
+    EXPECT_EQ(r.code, code) << r.text;
+    EXPECT_NE(r.text.find(text), std::string::npos) << r.text;
+    EXPECT_EQ(std::count(r.text.begin(), r.text.end(), '\n'), 1) << r.text;
+  }
+
+  std::filesystem::path folder_;
+  NamedTensors expected_;
+  std::string hash_;
+};
+
+TEST_F(ModelCli, AppliesAModel) {
+  at::Tensor dense;
+  for (const char* settings : {"", "--set cache=true", "--set cache=true --set prefill=3"}) {
+    const Result r = call(apply(settings));
+    ASSERT_EQ(r.code, 0) << r.text;
+    const NamedTensors out = read_tensors(path("out"));
+    ASSERT_EQ(out.size(), 1u);
+    EXPECT_LT(relative_error(out.at("logits"), expected_.at("logits")), 1e-5);
+    if (!dense.defined()) dense = out.at("logits");
+  }
+  ASSERT_EQ(call(apply("--set greedy=4")).code, 0);
+  const NamedTensors greedy = read_tensors(path("out"));
+  EXPECT_EQ(greedy.at("tokens").sizes(), (at::IntArrayRef{2, 4}));
+  EXPECT_TRUE(at::equal(greedy.at("tokens").select(1, 0), dense.select(1, 29).argmax(-1)));
+
+  ASSERT_EQ(call(apply(plan(hash_, false))).code, 0);
+  EXPECT_TRUE(at::equal(read_tensors(path("out")).at("logits"), dense));
+  ASSERT_EQ(call(apply(plan(hash_, true))).code, 0);
+  const at::Tensor planned = read_tensors(path("out")).at("logits");
+  EXPECT_GT(relative_error(planned, dense), 1e-4);
+  ASSERT_EQ(call(apply(plan(hash_, true) + " --set cache=true")).code, 0);
+  EXPECT_LT(relative_error(read_tensors(path("out")).at("logits"), planned), 1e-5);
+}
+
+TEST_F(ModelCli, RefusesWhatDoesNotFit) {
+  expect_refused(call(apply(plan(std::string(64, '0'), true))), 2, "plan");
+  expect_refused(call(apply("--set speed=3")), 2, "speed");
+  expect_refused(call(apply("--set greedy=-1")), 2, "greedy");
+  expect_refused(call(apply("--set prefill=31 --set cache=true")), 2, "prefill is 31");
+  expect_refused(call(apply("--grad")), 2, "--grad");
+  at::Tensor ids = expected_.at("input_ids").clone();
+  ids[1][3] = 64;
+  write_tensors(path("in"), {{"input_ids", ids}});
+  expect_refused(call(apply("")), 2, "token id 64 is outside the vocabulary (0 to 63)");
+  write_tensors(path("in"), {{"ids", ids}});
+  expect_refused(call(apply("")), 2, "tensor ids is not expected");
+  write_tensors(path("in"), {{"input_ids", ids.to(at::kFloat)}});
+  expect_refused(call(apply("")), 2, "int64");
+  expect_refused(call("info " + path("nowhere.gguf")), 1, "nowhere.gguf");
+  expect_refused(call("info no-such-name"), 1, "no-such-name");
+  std::ofstream(path("junk.gguf")) << "GGUF and then nothing";
+  expect_refused(call("info " + path("junk.gguf")), 1, "junk.gguf");
+  expect_refused(call("generate " + kFixtures + "llama"), 2, "--prompt");
+  EXPECT_FALSE(std::filesystem::exists(path("out")));
+}
+
+TEST_F(ModelCli, GeneratesWithTheBuiltInModel) {
+  if (!std::filesystem::exists(HEED_SOURCE_DIR "/models/builtin/config.json")) GTEST_SKIP();
+  const std::string words =
+      "generate " HEED_SOURCE_DIR "/models/builtin -p 'It was a' -n 8 --json ";
+  const Result dense = call(words);
+  ASSERT_EQ(dense.code, 0) << dense.text;
+  const Json report = Json::parse(dense.text);
+  EXPECT_EQ(report["tokens"].size(), 8u);
+  EXPECT_GT(report["kv_bytes"].get<int64_t>(), 0);
+  EXPECT_EQ(Json::parse(call(words + "--chunk 1").text)["tokens"], report["tokens"]);
+  expect_refused(call(words + "--chat"), 2, "chat template");
+  expect_refused(call(words + "--top-p 2 --temperature 1"), 2, "top-p");
+}
+
+}  // namespace
+}  // namespace heed
