@@ -114,11 +114,13 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   return out;
 }
 
+}  // namespace
+
 // Other devices: gather what a head keeps, then PyTorch's attention with the mask of its program;
 // heads of one program go together.
-at::Tensor attend_gathered(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           std::span<const int64_t> bounds, std::span<KvState* const> states,
-                           const std::vector<HeadProgram>& programs, double scale) {
+at::Tensor attend_states_gathered(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                  std::span<const int64_t> bounds, std::span<KvState* const> states,
+                                  const std::vector<HeadProgram>& programs, double scale) {
   const int64_t heads = k.size(1), group = q.size(1) / heads;
   at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
@@ -192,12 +194,10 @@ at::Tensor attend_gathered(const at::Tensor& q, const at::Tensor& k, const at::T
   return out;
 }
 
-}  // namespace
-
 at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          std::span<const int64_t> bounds, std::span<KvState* const> states,
                          const std::vector<HeadProgram>& programs, double scale) {
-  if (!q.is_cpu()) return attend_gathered(q, k, v, bounds, states, programs, scale);
+  if (!q.is_cpu()) return attend_states_gathered(q, k, v, bounds, states, programs, scale);
   if (q.scalar_type() == at::kHalf || q.scalar_type() == at::kDouble) {
     return attend_cpu(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat), bounds, states,
                       programs, scale)

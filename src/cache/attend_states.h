@@ -24,4 +24,10 @@ at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          std::span<const int64_t> bounds, std::span<KvState* const> states,
                          const std::vector<HeadProgram>& programs, double scale);
 
+// The same by gathering what each head keeps and PyTorch's scaled_dot_product_attention with the
+// program's mask: what devices other than the CPU run (any device can).
+at::Tensor attend_states_gathered(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                  std::span<const int64_t> bounds, std::span<KvState* const> states,
+                                  const std::vector<HeadProgram>& programs, double scale);
+
 }  // namespace heed

@@ -95,6 +95,28 @@ TEST(KvState, AnyChunksEqualOnePassOfMaskedAttention) {
   }
 }
 
+TEST(KvState, GatheredAttentionIsTheSame) {
+  const Tokens t = random_tokens(150, 12);
+  const at::Tensor expected = masked(t, kPrograms);
+  const int64_t all[] = {0, 150};
+  EXPECT_LT(
+      relative_error(attend_states_gathered(t.q, t.k, t.v, all, {}, kPrograms, 0.4), expected),
+      3e-6);
+  const auto state = make(kPrograms), other = make(kPrograms);
+  KvState* states[] = {state.get(), other.get()};
+  std::vector<at::Tensor> parts;
+  for (int64_t n = 0; n < 150; n += 30) {  // two sequences at once, the second a token a time
+    const Tokens part = t.part(n, 30);
+    const auto join = [&](const at::Tensor& x) { return at::cat({x, x.narrow(0, n % 7, 1)}); };
+    const int64_t bounds[] = {0, 30, 31};
+    const Tokens both = {join(part.q), join(part.k), join(part.v)};
+    parts.push_back(
+        attend_states_gathered(both.q, both.k, both.v, bounds, states, {}, 0.4).narrow(0, 0, 30));
+  }
+  EXPECT_LT(relative_error(at::cat(parts), expected), 3e-6);
+  EXPECT_EQ(other->length(), 5);
+}
+
 TEST(KvState, BytesAreTheFormulas) {
   for (const auto type : {at::kFloat, at::kHalf, at::kBFloat16}) {
     const auto state = make({{0, 0}, {512, 16}, {64, 4}}, type);

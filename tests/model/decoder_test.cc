@@ -289,6 +289,44 @@ TEST(Decoder, HalfPrecisionCachesComeClose) {
   }
 }
 
+TEST(Decoder, StatesAreSavedForkedAndCutBack) {
+  const at::NoGradGuard no_grad;
+  ModelConfig config = tiny();
+  config.head_dim = 8;
+  const Decoder plain = sharp(10);
+  config.mixers[2] = {"retnet", Json::object()};
+  const Decoder hybrid = Decoder::random(config, 10);
+  const std::vector<int64_t> text = {5, 6, 7, 8, 9, 10, 11};
+  const int64_t next = 12;
+  for (const Decoder* model : {&plain, &hybrid}) {
+    const auto state = model->make_state();
+    model->prefill(text, *state);
+    NamedTensors saved;
+    state->save(saved);
+    const auto fork = state->fork(), again = model->make_state();
+    again->load(saved);
+    EXPECT_EQ(again->length(), 7);
+    EXPECT_EQ(again->bytes(), state->bytes());
+    DecoderState* one[] = {state.get()};
+    const at::Tensor expected = model->step({&next, 1}, one);
+    DecoderState* two[] = {again.get()};
+    EXPECT_LT(relative_error(model->step({&next, 1}, two), expected), 1e-6);
+    DecoderState* three[] = {fork.get()};
+    EXPECT_LT(relative_error(model->step({&next, 1}, three), expected), 1e-6);
+  }
+  const auto state = plain.make_state();
+  plain.prefill(text, *state);
+  DecoderState* one[] = {state.get()};
+  const at::Tensor expected = plain.step({&next, 1}, one);
+  state->truncate(7);
+  EXPECT_LT(relative_error(plain.step({&next, 1}, one), expected), 1e-6);
+  // A recurrence cannot go back; then no layer has.
+  const auto recurrent = hybrid.make_state();
+  hybrid.prefill(text, *recurrent);
+  EXPECT_THROW(recurrent->truncate(3), Error);
+  EXPECT_EQ(recurrent->length(), 7);
+}
+
 // Bfloat16 weights and activations on the CPU take the fused loops too.
 TEST(Decoder, Bfloat16ComesClose) {
   const at::NoGradGuard no_grad;
