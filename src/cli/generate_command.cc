@@ -12,7 +12,7 @@ namespace heed::cli {
 namespace {
 
 struct Arguments {
-  std::string model, prompt, file, system, plan, kv_dtype;
+  std::string model, tokenizer, prompt, file, system, plan, kv_dtype;
   bool chat = false, force = false;
   int64_t context = 0;
   GenerateOptions options;
@@ -34,7 +34,7 @@ void run(const Arguments& given, const CommonOptions& common) {
   load.context = given.context;
   check_sampling(given.options.sampling);
   const Decoder model = Decoder::load(path, load);
-  const Tokenizer tokenizer = open_tokenizer(path);
+  const Tokenizer tokenizer = open_tokenizer(given.tokenizer.empty() ? path : given.tokenizer);
   const std::string text = given.file.empty() ? given.prompt : read_text_file(given.file);
   const auto ids =
       given.chat ? chat_ids(tokenizer, path, given.system, text) : prompt_ids(tokenizer, text);
@@ -124,6 +124,8 @@ void add_generate(CLI::App& app) {
       ->expected(1)
       ->take_all();
   command->add_flag("--ignore-eos", given->options.ignore_eos, "Go on after an end token");
+  command->add_option("--tokenizer", given->tokenizer,
+                      "Folder or file of the tokenizer, where it is not the model's (llama2.c)");
   command->add_option("--plan", given->plan, "Run the heads as a plan file says");
   command->add_flag("--force", given->force, "Take a plan for another model of equal shapes");
   command->add_option("--kv-dtype", given->kv_dtype, "Type of keys and values (float16 on the CPU)")
