@@ -57,6 +57,3 @@ endif()
 if(HEED_TESTS)
   find_package(GTest REQUIRED)  # libgtest-dev
 endif()
-if(HEED_BENCH)
-  find_package(benchmark REQUIRED)  # libbenchmark-dev
-endif()

@@ -22,7 +22,8 @@ struct CommonOptions {
   void add_compute(CLI::App* command);  // --device, --dtype, --threads
   void add_seed(CLI::App* command);
   void add_out(CLI::App* command, const std::string& what);
-  // Applies --threads and --seed, opens the CUDA plugin for --device cuda; call it first in a command's callback.
+  // Applies --threads and --seed, opens the CUDA plugin for --device cuda; call it first in a
+  // command's callback.
   void apply() const;
 };
 

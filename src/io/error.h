@@ -14,8 +14,7 @@ class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
   template <typename... Args>
-    requires(sizeof...(Args) > 0)
-  explicit Error(fmt::format_string<Args...> format, Args&&... args)
+  requires(sizeof...(Args) > 0) explicit Error(fmt::format_string<Args...> format, Args&&... args)
       : std::runtime_error(fmt::format(format, std::forward<Args>(args)...)) {}
   virtual int exit_code() const { return 1; }
 };

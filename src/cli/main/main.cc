@@ -20,7 +20,8 @@ int main(int argc, char** argv) {
   std::signal(SIGINT, on_interrupt);
   std::signal(SIGTERM, on_interrupt);
   std::signal(SIGPIPE, SIG_IGN);
-  CLI::App app{"Heed: measures attention heads, replaces them by cheaper mechanisms, runs the result."};
+  CLI::App app{
+      "Heed: measures attention heads, replaces them by cheaper mechanisms, runs the result."};
   app.name("heed");
   app.require_subcommand(0, 1);
   app.set_version_flag("--version", HEED_VERSION);

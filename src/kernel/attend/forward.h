@@ -10,9 +10,9 @@
 
 namespace heed::kernel::attend {
 
-inline constexpr int kTile = 128;      // keys a tile
-inline constexpr int kGroup = 6;       // rows that the micro-kernels compute together
-inline constexpr int kMaxRows = 384;   // rows (query, head of the group) a unit, if G allows
+inline constexpr int kTile = 128;       // keys a tile
+inline constexpr int kGroup = 6;        // rows that the micro-kernels compute together
+inline constexpr int kMaxRows = 384;    // rows (query, head of the group) a unit, if G allows
 inline constexpr int kDirectRows = 24;  // up to so many rows, keys and values are read in place
 
 // Consecutive queries of one job, all heads of its group; row r is query n0 + r / G, head r % G.

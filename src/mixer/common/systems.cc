@@ -1,5 +1,5 @@
-// Every system that Heed is to hold, from the survey of the field: id, family, kind, title. Mechanism files
-// turn their card to ready; the others are planned.
+// Every system that Heed is to hold, from the survey of the field: id, family, kind, title.
+// Mechanism files turn their card to ready; the others are planned.
 #include "mixer/common/systems.h"
 
 namespace heed::mixer {
