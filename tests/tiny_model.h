@@ -21,6 +21,7 @@ inline ModelConfig tiny_config() {
   config.kv_heads = 2;
   config.head_dim = 16;
   config.max_position = 2048;
+  config.windows.assign(3, 0);
   config.tied = true;
   return config;
 }

@@ -47,7 +47,9 @@ TEST(Search, KeepsTheBudgetAtEveryLength) {
     EXPECT_GE(budget_of(model, found.programs, kContext), 0.5 * budget);
     // The best of what was run is returned.
     for (const auto& candidate : search.tried()) EXPECT_LE(found.objective, candidate.objective);
-    EXPECT_GE(search.tried().size(), 3u);
+    // Equal allocations are run once.
+    EXPECT_GE(search.tried().size(), 1u);
+    EXPECT_LE(search.tried().size(), 10u);
   }
 }
 
@@ -139,7 +141,8 @@ TEST(Methods, GatesStayInRangeAndFallWithoutUse) {
 TEST(PlanFile, HoldsThePrograms) {
   const auto model = test::tiny_model();
   const auto programs = keep_top(model, {{3, 1}, {2, 0}, {0, 0}}, {16, 4}, {kContext}, 0.5);
-  const auto plan = to_plan(model, programs, {kContext}, {{"method", "test"}});
+  auto plan = to_plan(model, programs, {kContext}, {{"method", "test"}});
+  plan.model = std::string(64, '0');  // a model that was never stored has no hash
   const auto again = parse_plan(plan_text(plan), "plan");
   ASSERT_EQ(again.heads.size(), 3u);
   for (size_t l = 0; l < 3; ++l) {
