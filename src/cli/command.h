@@ -19,7 +19,8 @@ struct CommonOptions {
   std::string out;
 
   void add_json(CLI::App* command);
-  void add_compute(CLI::App* command);  // --device, --dtype, --threads
+  void add_device(CLI::App* command);   // --device, --threads
+  void add_compute(CLI::App* command);  // these and --dtype
   void add_seed(CLI::App* command);
   void add_out(CLI::App* command, const std::string& what);
   // Applies --threads and --seed, opens the CUDA plugin for --device cuda; call it first in a

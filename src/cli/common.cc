@@ -16,9 +16,13 @@ void CommonOptions::add_json(CLI::App* command) {
 }
 
 void CommonOptions::add_compute(CLI::App* command) {
-  command->add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  add_device(command);
   command->add_option("--dtype", dtype, "float32, bfloat16 or float16")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
+}
+
+void CommonOptions::add_device(CLI::App* command) {
+  command->add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   command->add_option("--threads", threads, "CPU threads; 0: all cores")
       ->check(CLI::NonNegativeNumber);
 }

@@ -278,10 +278,25 @@ double measure_samples(const Decoder& model, const std::vector<data::RecallSampl
 
 namespace {
 
-// Time of one token's attention calls of all layers over the state as it is.
-double time_attention(const Decoder& model, const DecoderState& state, int repeats) {
+// ||out - softmax(scale q K^T) V|| / ||.|| over the rows that a head keeps, in float64. q, out [D].
+double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv, int64_t head) {
+  std::vector<at::Tensor> k, v;
+  for (const auto& run : kv.runs(head)) {
+    k.push_back(run.k.to(at::kDouble));
+    v.push_back(run.v.to(at::kDouble));
+  }
+  const double scale = 1 / std::sqrt(static_cast<double>(q.size(0)));
+  const auto weights = at::softmax(at::mv(at::cat(k), q.to(at::kDouble)).mul(scale), 0);
+  const auto expected = at::mv(at::cat(v).t(), weights);
+  return (out.to(at::kDouble).sub(expected).norm() / expected.norm()).item<double>();
+}
+
+// Times of one token's attention calls of all layers over the state as it is, and the largest error
+// of a first head.
+void time_attention(const Decoder& model, const DecoderState& state, int repeats, Latency& result) {
   const auto& config = model.config();
   struct Work {
+    const KvState* kv;
     std::vector<kernel::Segment> segments;
     std::vector<std::pair<size_t, size_t>> ranges;
     std::vector<kernel::AttendJob> jobs;
@@ -293,6 +308,7 @@ double time_attention(const Decoder& model, const DecoderState& state, int repea
     const auto* kv = dynamic_cast<const KvState*>(&state.layer(l));
     if (!kv || model.options().device.is_cuda()) continue;
     Work work;
+    work.kv = kv;
     const int64_t heads = static_cast<int64_t>(kv->programs().size());
     const int64_t group = config.heads / heads;
     const int64_t width = kv->options().head_dim;
@@ -337,13 +353,16 @@ double time_attention(const Decoder& model, const DecoderState& state, int repea
     work.table.jobs = work.jobs.data();
     work.table.job_count = static_cast<int64_t>(work.jobs.size());
   }
-  std::vector<double> times;
   for (int r = 0; r < repeats; ++r) {
     const auto start = Clock::now();
     for (const auto& work : layers) op::attend_jobs(work.table);
-    times.push_back(milliseconds_since(start));
+    result.attention_times.push_back(milliseconds_since(start));
   }
-  return median(times);
+  result.attention_ms = median(result.attention_times);
+  for (const auto& work : layers) {
+    result.attention_error =
+        std::max(result.attention_error, head_error(work.q[0], work.out[0], *work.kv, 0));
+  }
 }
 
 }  // namespace
@@ -366,17 +385,19 @@ Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
           static_cast<int64_t>(c10::elementSize(kv->options().dtype)), result.context);
     }
   }
-  std::vector<double> times;
+  result.first_scores = last.flatten().to(at::kFloat).cpu();
   DecoderState* const states[] = {state.get()};
   for (int n = 0; n < steps && state->length() < model.context(); ++n) {
     const int64_t next[] = {last.argmax(-1).item<int64_t>()};
+    result.generated.push_back(next[0]);
     const auto begin = Clock::now();
     last = model.logits(model.step(next, states)[0]);
     wait_for(model.options().device);
-    times.push_back(milliseconds_since(begin));
+    result.decode_times.push_back(milliseconds_since(begin));
   }
-  result.decode_ms = median(times);
-  result.attention_ms = time_attention(model, *state, steps);
+  result.last_scores = last.flatten().to(at::kFloat).cpu();
+  result.decode_ms = median(result.decode_times);
+  time_attention(model, *state, steps, result);
   return result;
 }
 

@@ -91,6 +91,12 @@ struct Latency {
   double attention_ms = 0;    // of that, the attention calls of all layers (timed alone)
   int64_t kv_bytes = 0;       // allocated
   int64_t kv_formula = 0;     // by the plan's formula
+  std::vector<double> decode_times, attention_times;  // ms, what the medians above are of
+  std::vector<int64_t> generated;                     // the tokens of the steps
+  // Scores [vocab] after the last token of the context and after the last step.
+  at::Tensor first_scores, last_scores;
+  // Of the timed attention calls: relative error of a head's output against float64.
+  double attention_error = 0;
 };
 Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
                         const Setting& setting, int steps = 16);

@@ -1,0 +1,150 @@
+// heed bench: timings beside PyTorch and beside what the machine can do.
+#include <cstdio>
+#include <filesystem>
+#include <optional>
+
+#include "bench/kernels.h"
+#include "bench/markdown.h"
+#include "bench/model.h"
+#include "cache/plan_programs.h"
+#include "cli/command.h"
+#include "cli/model_options.h"
+#include "io/atomic_file.h"
+#include "io/plan_file.h"
+#include "io/text_file.h"
+
+namespace heed::cli {
+namespace {
+
+// Opened before anything is timed, so that a folder that is not there is found out at once.
+std::unique_ptr<AtomicFile> open_json(const std::string& path) {
+  return path.empty() ? nullptr : std::make_unique<AtomicFile>(path);
+}
+
+void deliver(const Json& file, AtomicFile* json) {
+  if (json) {
+    const std::string text = pretty_json(file);
+    json->write(text.data(), text.size());
+    json->commit();
+  }
+  std::fputs(bench::text_table(file).c_str(), stdout);
+}
+
+void add_kernels(CLI::App* bench) {
+  struct Options {
+    CommonOptions common;
+    bench::KernelOptions kernels;
+    std::string json;
+    bool list = false;
+  };
+  auto o = std::make_shared<Options>();
+  auto* command =
+      bench->add_subcommand("kernels", "Attention and scans: every pass, beside PyTorch");
+  command->add_option("--filter", o->kernels.filter, "Only names with a match of this expression");
+  command->add_option("--peers", o->kernels.peers, "Peers to time alternately, or none")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--json", o->json, "File for the records");
+  command->add_flag("--quick", o->kernels.quick, "A few small shapes, under a minute");
+  command->add_flag("--list", o->list, "Print the names and stop");
+  o->common.add_device(command);
+  command->callback([o] {
+    o->common.apply();
+    o->kernels.device = at::Device(o->common.device);
+    if (o->list) {
+      for (const auto& c : bench::choose_cases(o->kernels)) std::puts(c.name.c_str());
+      return;
+    }
+    const auto json = open_json(o->json);
+    auto progress = make_progress();
+    deliver(bench::run_kernels(o->kernels, *progress), json.get());
+  });
+}
+
+void add_model(CLI::App* bench) {
+  struct Options {
+    CommonOptions common;
+    bench::ModelOptions model;
+    std::string name, plan, kv_dtype, json;
+    bool force = false;
+  };
+  auto o = std::make_shared<Options>();
+  auto* command = bench->add_subcommand("model", "Prefill and decoding, dense and under a plan");
+  command->add_option("MODEL", o->name, "Folder, .gguf file or name of `heed models`")->required();
+  command->add_option("--context", o->model.context, "Tokens to read before decoding")
+      ->check(CLI::Range(16, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--plan", o->plan, "Plan file to time beside the dense model")
+      ->check(CLI::ExistingFile);
+  command->add_flag("--force", o->force, "Run a plan made for another model of the same shape");
+  command->add_option("--rounds", o->model.rounds, "Times that each reads the whole context")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  command->add_option("--steps", o->model.steps, "Tokens decoded a round")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--peers", o->model.peers, "Peers to list, or none")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--json", o->json, "File for the records");
+  command->add_flag("--quick", o->model.quick, "One round");
+  add_kv_dtype(command, o->kv_dtype);
+  o->common.add_compute(command);
+  command->callback([o] {
+    o->common.apply();
+    const auto load = load_options(o->common);
+    o->model.kv_dtype = kv_dtype(o->kv_dtype, load);
+    const auto json = open_json(o->json);
+    auto progress = make_progress();
+    const auto model = Decoder::load(o->name, load);
+    o->model.name = std::filesystem::path(o->name).filename().string();
+    std::optional<Programs> programs;
+    if (!o->plan.empty()) {
+      const auto plan = read_plan(o->plan);
+      check_plan_fits(plan, o->plan, model.hash(), model.config().layers, model.config().kv_heads,
+                      o->force);
+      programs = resolve_programs(plan);
+      o->model.programs = &*programs;
+      o->model.plan = std::filesystem::path(o->plan).stem().string();
+    }
+    deliver(bench::run_model(model, o->model, *progress), json.get());
+  });
+}
+
+void add_table(CLI::App* bench) {
+  struct Options {
+    std::vector<std::string> files;
+    std::string filter, into;
+  };
+  auto o = std::make_shared<Options>();
+  auto* command = bench->add_subcommand("table", "Markdown tables of kept records");
+  auto* files =
+      command->add_option("FILES", o->files, "What --json wrote")->check(CLI::ExistingFile);
+  command->add_option("--filter", o->filter, "Only names with a match of this expression");
+  command
+      ->add_option("--into", o->into, "Make the tables of this document anew, as their lines say")
+      ->check(CLI::ExistingFile)
+      ->excludes(files);
+  command->callback([o] {
+    if (!o->into.empty()) {
+      const std::string folder = std::filesystem::absolute(o->into).parent_path().string();
+      write_text_atomic(o->into, bench::refresh_tables(read_text_file(o->into), folder, o->into));
+    } else if (!o->files.empty()) {
+      std::fputs(bench::markdown_tables(o->files, o->filter).c_str(), stdout);
+    } else {
+      throw UsageError("bench table: name FILES of records, or a document by --into");
+    }
+  });
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto* bench = app.add_subcommand("bench", "Times kernels and models beside others'");
+  bench->require_subcommand(1);
+  add_kernels(bench);
+  add_model(bench);
+  add_table(bench);
+}
+
+}  // namespace heed::cli
