@@ -21,7 +21,7 @@
 #include "cache/kv_state.h"
 #include "cache/program.h"
 #include "mixer/layer.h"
-#include "model/config.h"
+#include "io/model_config.h"
 #include "model/rope.h"
 #include "model/weight.h"
 #include "op/attend.h"

@@ -5,7 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "model/config.h"
+#include "io/model_config.h"
 
 namespace heed {
 

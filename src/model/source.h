@@ -21,7 +21,7 @@
 
 #include "io/gguf.h"
 #include "io/tensor_file.h"
-#include "model/config.h"
+#include "io/model_config.h"
 
 namespace heed {
 
@@ -67,8 +67,5 @@ class ModelSource {
   std::shared_ptr<GgufFile> gguf_;
   std::shared_ptr<TensorFile> file_;  // the same object as gguf_ for GGUF
 };
-
-// The model's description from GGUF metadata.
-ModelConfig config_from_gguf(const GgufFile& file);
 
 }  // namespace heed

@@ -15,7 +15,7 @@
 #include <string>
 
 #include "io/json.h"
-#include "model/config.h"
+#include "io/model_config.h"
 
 namespace heed::train {
 

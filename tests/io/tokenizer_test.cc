@@ -309,6 +309,40 @@ TEST(Tokenizer, HostileRegexEndsWithAnError) {
   EXPECT_THROW(regex.find(std::string(5000, 'a') + '!', 0, start, end), heed::Error);
 }
 
+// Rules that double a text again and again end before the memory does.
+TEST(Tokenizer, RulesThatGrowWithoutBoundEndWithAnError) {
+  const json grow = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aaaaaaaa"}};
+  const json spread = {{"type", "Metaspace"}, {"replacement", std::string(1 << 20, '_')}};
+  const json nested = {{"type", "Sequence"}, {"normalizers", json(8, grow)}};
+  const json symbols(100, {{"type", "ByteLevel"}, {"use_regex", false}});
+  const json model = {{"type", "BPE"}, {"vocab", {{"a", 0}}}, {"merges", json::array()}};
+  const auto refusal = [&](const json& rules) {
+    json file = rules;
+    file["model"] = model;
+    try {
+      const Tokenizer tokenizer = Tokenizer::from_tokenizer_json(file.dump(), "tokenizer.json");
+      tokenizer.decode(tokenizer.encode("a a a a a a a a a a a a a a a a a a a a a a"));
+    } catch (const heed::Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  const auto sequence = [](const char* list, const json& stages) {
+    return json{{"type", "Sequence"}, {list, stages}};
+  };
+  for (const json& rules :
+       {json{{"normalizer", sequence("normalizers", json(20, grow))}},
+        json{{"normalizer", sequence("normalizers", json(3, nested))}},
+        json{{"decoder", sequence("decoders", json(20, grow))}}, json{{"pre_tokenizer", spread}},
+        json{{"pre_tokenizer", sequence("pretokenizers", symbols)}}}) {
+    EXPECT_NE(refusal(rules).find("the tokenizer's rules"), std::string::npos)
+        << rules.dump().substr(0, 100) << refusal(rules);
+  }
+  json file = {{"model", model}};
+  file["added_tokens"] = {{{"content", std::string(5 << 20, 'x')}, {"id", 1}}};
+  EXPECT_THROW(Tokenizer::from_tokenizer_json(file.dump(), "tokenizer.json"), heed::Error);
+}
+
 TEST(Tokenizer, PatternsOfOtherEnginesAreTranslated) {
   EXPECT_EQ(heed::translate_pattern("\\x{41}[ab]{,3}\\u00e9", "t"), "\\x{41}[ab]{0,3}\\x{00e9}");
   EXPECT_EQ(heed::translate_pattern("[]a]\\[", "t"), "[]a]\\[");

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 
+#include "io/error.h"
 #include "io/tokenizer/unicode.h"
 
 namespace heed::tok {
 
 namespace {
+
+constexpr size_t kMostNodes = size_t{1} << 22;  // of the trie
 
 bool is_word(char32_t c) {
   return c == '_' || unicode::is_letter(c) || unicode::is_number(c) || unicode::is_mark(c);
@@ -23,6 +26,10 @@ size_t last_character(std::string_view text) {
 
 void AddedTokenMatcher::add(std::string spelling, const AddedToken& token) {
   if (spelling.empty()) return;
+  if (ends_.size() + spelling.size() > kMostNodes) {
+    throw Error("the added tokens of the tokenizer have more than {} bytes; its file is damaged",
+                kMostNodes);
+  }
   uint32_t node = 0;
   for (const char c : spelling) {
     const uint64_t key = uint64_t{node} << 8 | static_cast<unsigned char>(c);

@@ -10,13 +10,21 @@ namespace heed::tok {
 
 namespace {
 
+size_t total_bytes(const std::vector<std::string>& tokens) {
+  size_t total = 0;
+  for (const std::string& token : tokens) total += token.size();
+  return total;
+}
+
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
   if (from.empty()) return;
+  const Growth growth(text.size());
   std::string out;
   size_t at = 0;
   for (size_t found; (found = text.find(from, at)) != std::string::npos; at = found + from.size()) {
     out.append(text, at, found - at);
     out += to;
+    growth.check(out.size());
   }
   out.append(text, at);
   text = std::move(out);
@@ -27,8 +35,13 @@ class Sequence : public Decoder {
   explicit Sequence(std::vector<std::shared_ptr<const Decoder>> stages)
       : stages_(std::move(stages)) {}
   void apply(std::vector<std::string>& tokens) const override {
-    for (const auto& stage : stages_) stage->apply(tokens);
+    const Growth growth(total_bytes(tokens));
+    for (const auto& stage : stages_) {
+      stage->apply(tokens);
+      growth.check(total_bytes(tokens));
+    }
   }
+  const std::vector<std::shared_ptr<const Decoder>>& stages() const { return stages_; }
 
  private:
   std::vector<std::shared_ptr<const Decoder>> stages_;
@@ -96,9 +109,12 @@ class Replace : public Decoder {
   Replace(std::string from, std::shared_ptr<const Regex> regex, std::string to)
       : from_(std::move(from)), to_(std::move(to)), regex_(std::move(regex)) {}
   void apply(std::vector<std::string>& tokens) const override {
+    const Growth growth(total_bytes(tokens));
+    size_t made = 0;  // from the tokens before
     for (std::string& token : tokens) {
       if (!regex_) {
         replace_all(token, from_, to_);
+        growth.check(made += token.size());
         continue;
       }
       if (!unicode::is_valid(token)) continue;  // a byte of a broken character matches nothing
@@ -107,6 +123,7 @@ class Replace : public Decoder {
       while (from <= token.size() && regex_->find(token, from, start, end)) {
         out.append(token, behind, start - behind);
         out += to_;
+        growth.check(made + out.size());
         behind = from = end;
         if (start == end) {
           if (from >= token.size()) break;
@@ -115,6 +132,7 @@ class Replace : public Decoder {
       }
       out.append(token, behind);
       token = std::move(out);
+      made += token.size();
     }
   }
 
@@ -194,7 +212,12 @@ std::shared_ptr<const Decoder> read(const Json& json, const std::string& where, 
     if (!list.is_array()) throw Error("{}.decoders: expected a list", here);
     std::vector<std::shared_ptr<const Decoder>> stages;
     for (size_t i = 0; i < list.size(); ++i) {
-      stages.push_back(read(list[i], fmt::format("{}[{}]", where, i), depth + 1));
+      auto stage = read(list[i], fmt::format("{}[{}]", where, i), depth + 1);
+      if (const auto* inner = dynamic_cast<const Sequence*>(stage.get())) {
+        stages.insert(stages.end(), inner->stages().begin(), inner->stages().end());
+      } else {
+        stages.push_back(std::move(stage));
+      }
     }
     return std::make_shared<Sequence>(std::move(stages));
   }

@@ -24,9 +24,14 @@ class Sequence : public Normalizer {
   explicit Sequence(std::vector<std::shared_ptr<const Normalizer>> stages)
       : stages_(std::move(stages)) {}
   std::string apply(std::string text) const override {
-    for (const auto& stage : stages_) text = stage->apply(std::move(text));
+    const Growth growth(text.size());
+    for (const auto& stage : stages_) {
+      text = stage->apply(std::move(text));
+      growth.check(text.size());
+    }
     return text;
   }
+  const std::vector<std::shared_ptr<const Normalizer>>& stages() const { return stages_; }
 
  private:
   std::vector<std::shared_ptr<const Normalizer>> stages_;
@@ -49,6 +54,7 @@ class Replace : public Normalizer {
   std::string apply(std::string text) const override {
     std::string out;
     out.reserve(text.size() + text.size() / 4);
+    const Growth growth(text.size());
     size_t behind = 0, from = 0, start = 0, end = 0;
     while (from <= text.size()) {
       if (regex_) {
@@ -60,6 +66,7 @@ class Replace : public Normalizer {
       }
       out.append(text, behind, start - behind);
       out += to_;
+      growth.check(out.size());
       behind = from = end;
       if (start == end) {
         if (from >= text.size()) break;
@@ -269,7 +276,11 @@ std::shared_ptr<const Normalizer> read(const Json& json, const std::string& wher
     std::vector<std::shared_ptr<const Normalizer>> stages;
     for (size_t i = 0; i < list.size(); ++i) {
       auto stage = read(list[i], fmt::format("{}[{}]", where, i), depth + 1);
-      if (stage) stages.push_back(std::move(stage));
+      if (const auto* inner = dynamic_cast<const Sequence*>(stage.get())) {
+        stages.insert(stages.end(), inner->stages().begin(), inner->stages().end());
+      } else if (stage) {
+        stages.push_back(std::move(stage));
+      }
     }
     return std::make_shared<Sequence>(std::move(stages));
   }

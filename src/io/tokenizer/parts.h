@@ -13,9 +13,27 @@
 #include <unordered_map>
 #include <vector>
 
+#include "io/error.h"
 #include "io/json.h"
 
 namespace heed::tok {
+
+// Rules may make a text longer, and a chain of hostile ones doubles it again and again: what they
+// make of `input` bytes is bounded far above what any tokenizer in use needs.
+class Growth {
+ public:
+  explicit Growth(size_t input) : input_(input) {}
+  void check(size_t made) const {
+    if (made > (size_t{16} << 20) + 16 * input_) {
+      throw Error(
+          "the tokenizer's rules make {} bytes and more of a text of {}; its file is damaged", made,
+          input_);
+    }
+  }
+
+ private:
+  size_t input_;
+};
 
 // Text to text (valid UTF-8 both).
 class Normalizer {
@@ -35,6 +53,11 @@ struct Pieces {
   std::vector<Piece> list;
   std::deque<std::string> made;
 
+  size_t bytes() const {
+    size_t total = 0;
+    for (const Piece& piece : list) total += piece.text.size();
+    return total;
+  }
   std::string_view keep(std::string text) { return made.emplace_back(std::move(text)); }
 };
 

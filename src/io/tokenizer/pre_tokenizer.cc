@@ -132,8 +132,14 @@ class Sequence : public PreTokenizer {
   explicit Sequence(std::vector<std::shared_ptr<const PreTokenizer>> stages)
       : stages_(std::move(stages)) {}
   void apply(Pieces& pieces) const override {
-    for (const auto& stage : stages_) stage->apply(pieces);
+    const Growth growth(pieces.bytes());
+    size_t made = 0;  // by all stages: `pieces` keeps what each has made
+    for (const auto& stage : stages_) {
+      stage->apply(pieces);
+      growth.check(made += pieces.bytes());
+    }
   }
+  const std::vector<std::shared_ptr<const PreTokenizer>>& stages() const { return stages_; }
 
  private:
   std::vector<std::shared_ptr<const PreTokenizer>> stages_;
@@ -212,12 +218,15 @@ class Metaspace : public PreTokenizer {
   Metaspace(std::string replacement, Prepend prepend, bool split)
       : replacement_(std::move(replacement)), prepend_(prepend), split_(split) {}
   void apply(Pieces& pieces) const override {
+    const Growth growth(pieces.bytes());
+    size_t made = 0;  // from the pieces before
     for (Piece& piece : pieces.list) {
       std::string text;
       text.reserve(piece.text.size() + piece.text.size() / 2);
       for (const char c : piece.text) {
         if (c == ' ') {
           text += replacement_;
+          growth.check(made + text.size());
         } else {
           text += c;
         }
@@ -226,6 +235,7 @@ class Metaspace : public PreTokenizer {
           !text.starts_with(replacement_)) {
         text.insert(0, replacement_);
       }
+      growth.check(made += text.size());
       piece.text = pieces.keep(std::move(text));
     }
     if (!split_) return;
@@ -265,8 +275,13 @@ std::shared_ptr<const PreTokenizer> read(const Json& json, const std::string& wh
     if (!list.is_array()) throw Error("{}.pretokenizers: expected a list", here);
     std::vector<std::shared_ptr<const PreTokenizer>> stages;
     for (size_t i = 0; i < list.size(); ++i) {
-      stages.push_back(read(list[i], fmt::format("{}[{}]", where, i),
-                            i + 1 == list.size() ? raw_bytes : nullptr, depth + 1));
+      auto stage = read(list[i], fmt::format("{}[{}]", where, i),
+                        i + 1 == list.size() ? raw_bytes : nullptr, depth + 1);
+      if (const auto* inner = dynamic_cast<const Sequence*>(stage.get())) {
+        stages.insert(stages.end(), inner->stages().begin(), inner->stages().end());
+      } else {
+        stages.push_back(std::move(stage));
+      }
     }
     return std::make_shared<Sequence>(std::move(stages));
   }

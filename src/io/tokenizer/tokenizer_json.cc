@@ -16,10 +16,14 @@ namespace {
 
 using tok::Vocab;
 
-int32_t as_id(const Json& value, const std::string& what, const std::string& file) {
+// `tokens`: how many the file has. Some vocabularies have holes, but a short file must not ask for
+// millions of ids.
+int32_t as_id(const Json& value, const std::string& what, const std::string& file, size_t tokens) {
   const int64_t id = as_int(value, what, file);
-  if (id < 0 || id >= tok::kMaxVocab) {
-    throw Error("{}: {} is the id {}, outside 0..{}", file, what, id, tok::kMaxVocab - 1);
+  const int64_t end = std::min<int64_t>(tok::kMaxVocab, 4 * static_cast<int64_t>(tokens) + 4096);
+  if (id < 0 || id >= end) {
+    throw Error("{}: {} is the id {}; 0 to {} was expected with {} tokens", file, what, id, end - 1,
+                tokens);
   }
   return static_cast<int32_t>(id);
 }
@@ -29,7 +33,7 @@ Vocab read_vocab(const Json& model, const std::string& where) {
   const Json& entries = get_object(model, "vocab", where);
   vocab.reserve(entries.size());
   for (const auto& [token, id] : entries.items()) {
-    vocab.emplace(token, as_id(id, "vocab", where));
+    vocab.emplace(token, as_id(id, "vocab", where, entries.size()));
   }
   return vocab;
 }
@@ -140,12 +144,13 @@ void read_added_tokens(const Json& root, Tokenizer::Parts& parts) {
   const Json* list = find_field(root, "added_tokens", parts.file);
   if (!list) return;
   if (!list->is_array()) throw Error("{}: added_tokens: expected a list", parts.file);
+  const size_t tokens = parts.id_to_token.size() + list->size();
   for (size_t i = 0; i < list->size(); ++i) {
     const Json& entry = (*list)[i];
     const std::string where = fmt::format("{}: added_tokens[{}]", parts.file, i);
     tok::AddedToken token;
     token.content = get_string(entry, "content", where);
-    token.id = as_id(get_field(entry, "id", where), "id", where);
+    token.id = as_id(get_field(entry, "id", where), "id", where, tokens);
     token.special = get_bool(entry, "special", where, false);
     token.single_word = get_bool(entry, "single_word", where, false);
     token.lstrip = get_bool(entry, "lstrip", where, false);

@@ -35,7 +35,12 @@ Unigram::Unigram(const std::vector<std::pair<std::string, double>>& pieces, int3
   };
   nodes_.emplace_back();
   std::vector<Range> ranges{{0, sorted.size(), 0, 0}};
+  constexpr size_t kMostNodes = size_t{1} << 24;
   for (size_t r = 0; r < ranges.size(); ++r) {
+    if (nodes_.size() > kMostNodes) {
+      throw Error("{}: the pieces need a trie of more than {} nodes; the file is damaged", where_,
+                  kMostNodes);
+    }
     auto [begin, end, depth, node] = ranges[r];
     if (begin < end && sorted[begin].size() == depth) {
       const int32_t id = vocab_.find(sorted[begin])->second;

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "io/error.h"
+#include "io/gguf.h"
 #include "io/json.h"
+#include "io/llama2c.h"
 
 namespace heed {
 
@@ -74,7 +76,11 @@ struct ModelConfig {
 // fit each other.
 ModelConfig parse_config(const Json& json, const std::string& path);
 
-// Checks that sizes are sane and fit each other (what parse_config does last); Error names the key.
+// The same from the metadata of a GGUF file and from a llama2.c header; Errors as for config.json.
+ModelConfig config_from_gguf(const GgufFile& file);
+ModelConfig config_from_llama2c(const Llama2cModel& model, const std::string& path);
+
+// Checks that sizes are sane and fit each other (what all three do last); Error names the key.
 void check_config(const ModelConfig& config, const std::string& path);
 
 // config.json for the model, loadable by transformers: the keys that were read stay, those that

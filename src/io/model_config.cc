@@ -1,12 +1,25 @@
 // config.json in and out; see config.h. Defaults are those of each family's configuration class in
 // transformers.
-#include "model/config.h"
+#include "io/model_config.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "io/describe.h"
+
 namespace heed {
 namespace {
+
+constexpr int64_t kMostLayers = 10'000;
+constexpr int64_t kMostHidden = int64_t{1} << 20;
+constexpr int64_t kMostPositions = int64_t{1} << 32;
+
+// Sizes that others are made from are checked before that.
+void check_size(const std::string& path, const char* what, int64_t value, int64_t most) {
+  if (value < 1 || value > most) {
+    throw Error("{}: {} is {}; 1 to {} was expected", path, what, value, most);
+  }
+}
 
 // One JSON object of the file, with the name under which messages know it. A key that is null
 // counts as absent.
@@ -54,7 +67,7 @@ std::string activation_name(const std::string& name, const std::string& path) {
   if (name == "gelu_new" || name == "gelu_pytorch_tanh" || name == "gelu_tanh") return "gelu_tanh";
   if (name == "gelu" || name == "relu") return name;
   throw Error("{}: activation \"{}\" is unknown; known are silu, gelu, gelu_new and relu", path,
-              name);
+              printable(name, 60));
 }
 
 // Both generations: rope_theta and rope_scaling at the top, or everything inside rope_parameters.
@@ -82,9 +95,8 @@ RopeConfig parse_rope(const Reader& top) {
   if (std::find(known.begin(), known.end(), rope.type) == known.end()) {
     throw Error(
         "{}: rotary scaling \"{}\" is unknown; known are default, linear, dynamic, yarn, llama3 "
-        "and "
-        "longrope",
-        top.name(), rope.type);
+        "and longrope",
+        top.name(), printable(rope.type, 60));
   }
   if (rope.type == "default") return rope;
   if (rope.type != "longrope" && !r.has("factor")) {
@@ -137,12 +149,13 @@ void parse_windows(const Reader& r, ModelConfig& c) {
         throw Error(
             "{}: \"layer_types\" of layer {} is {}; known are full_attention and "
             "sliding_attention",
-            r.name(), l, types[l].dump());
+            r.name(), l, printable(types[l].dump(), 60));
       }
     }
     return;
   }
   const int64_t first = c.family == "mistral" ? 0 : r.integer("max_window_layers", 28);
+  if (first < 0) throw Error("{}: \"max_window_layers\" is negative", r.name());
   for (int64_t l = first; l < c.layers; ++l) c.windows[l] = window;
 }
 
@@ -150,6 +163,8 @@ void parse_gpt2(const Reader& r, ModelConfig& c) {
   c.vocab = r.integer("vocab_size", 50257);
   c.hidden = r.integer("n_embd", 768);
   c.layers = r.integer("n_layer", 12);
+  check_size(r.name(), "the number of layers", c.layers, kMostLayers);
+  check_size(r.name(), "the hidden size", c.hidden, kMostHidden);
   c.heads = c.kv_heads = r.integer("n_head", 12);
   if (c.heads > 0) c.head_dim = c.hidden / c.heads;
   c.intermediate = r.integer("n_inner", 4 * c.hidden);
@@ -166,7 +181,7 @@ void parse_gpt2(const Reader& r, ModelConfig& c) {
         "scale_attn_by_inverse_layer_idx false)",
         r.name());
   }
-  c.windows.assign(std::max<int64_t>(c.layers, 0), 0);
+  c.windows.assign(c.layers, 0);
 }
 
 void parse_llama_like(const Reader& r, ModelConfig& c) {
@@ -175,9 +190,7 @@ void parse_llama_like(const Reader& r, ModelConfig& c) {
   c.intermediate = r.required("intermediate_size");
   c.layers = r.required("num_hidden_layers");
   c.heads = r.required("num_attention_heads");
-  if (c.layers <= 0 || c.layers > 100000) {
-    throw Error("{}: \"num_hidden_layers\" is {}", r.name(), c.layers);
-  }
+  check_size(r.name(), "the number of layers", c.layers, kMostLayers);
   c.kv_heads = r.integer("num_key_value_heads", c.family == "mistral" ? 8 : c.heads);
   if (!r.has("head_dim") && c.family != "qwen3" && c.heads > 0 && c.hidden % c.heads != 0) {
     throw Error(
@@ -222,8 +235,8 @@ void parse_heed(const Json& heed, const std::string& path, ModelConfig& c) {
         !key.empty() && key.size() < 7 &&
         std::all_of(key.begin(), key.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
     if (!digits || std::stoll(key) >= c.layers) {
-      throw Error("{}: \"heed.layers\" names layer \"{}\"; layers are 0 to {}", path, key,
-                  c.layers - 1);
+      throw Error("{}: \"heed.layers\" names layer \"{}\"; layers are 0 to {}", path,
+                  printable(key, 60), c.layers - 1);
     }
     const Reader layer(value, path + ": heed.layers." + key);
     MixerConfig mixer;
@@ -234,6 +247,52 @@ void parse_heed(const Json& heed, const std::string& path, ModelConfig& c) {
       throw Error("{}: \"heed.layers.{}.options\" is not a JSON object", path, key);
     }
     c.mixers[std::stoll(key)] = std::move(mixer);
+  }
+}
+
+// What the formulas of each kind need to give finite angles (rope.h).
+void check_rope(const ModelConfig& c, const std::string& path) {
+  const RopeConfig& rope = c.rope;
+  const auto need = [&](bool good, const char* key, double value, const char* expected) {
+    if (!good)
+      throw Error("{}: {} of the rotary embedding is {}; {} was expected", path, key, value,
+                  expected);
+  };
+  const auto positive = [](double v) { return v > 0 && std::isfinite(v); };
+  need(positive(rope.base), "\"rope_theta\"", rope.base, "a number above 0");
+  if (rope.type == "default") return;
+  need(positive(rope.factor), "the scaling factor", rope.factor, "a number above 0");
+  need(rope.original_max_position >= 0 && rope.original_max_position <= kMostPositions,
+       "\"original_max_position_embeddings\"", static_cast<double>(rope.original_max_position),
+       "a context length");
+  const int64_t original =
+      rope.original_max_position > 0 ? rope.original_max_position : c.max_position;
+  const bool scaled = rope.attention_factor >= 0 && rope.mscale >= 0 && rope.mscale_all_dim >= 0;
+  need(scaled, "\"attention_factor\" or \"mscale\"", -1, "a number from 0 up");
+  if (rope.type == "dynamic") {
+    need(c.head_dim > 2, "the number of dimensions", static_cast<double>(c.head_dim),
+         "at least 4 for dynamic scaling");
+  } else if (rope.type == "yarn") {
+    need(rope.base > 1, "\"rope_theta\"", rope.base, "a number above 1");
+    need(positive(rope.beta_fast), "\"beta_fast\"", rope.beta_fast, "a number above 0");
+    need(positive(rope.beta_slow), "\"beta_slow\"", rope.beta_slow, "a number above 0");
+  } else if (rope.type == "llama3") {
+    need(positive(rope.low_freq_factor), "\"low_freq_factor\"", rope.low_freq_factor,
+         "a number above 0");
+    need(positive(rope.high_freq_factor) && rope.high_freq_factor > rope.low_freq_factor,
+         "\"high_freq_factor\"", rope.high_freq_factor, "a number above \"low_freq_factor\"");
+  } else if (rope.type == "longrope") {
+    const size_t half = static_cast<size_t>(c.head_dim / 2);
+    if (rope.short_factor.size() != half || rope.long_factor.size() != half) {
+      throw Error("{}: longrope needs short_factor and long_factor of {} numbers", path, half);
+    }
+    for (const auto* factors : {&rope.short_factor, &rope.long_factor}) {
+      for (const double factor : *factors) {
+        need(positive(factor), "a frequency's divisor", factor, "a number above 0");
+      }
+    }
+    need(original > 1, "\"original_max_position_embeddings\"", static_cast<double>(original),
+         "a context of at least 2");
   }
 }
 
@@ -272,7 +331,7 @@ const char* architecture(const std::string& family) {
 
 Json base_config(const ModelConfig& c, const std::string& dtype) {
   Json out = c.source.is_object() ? c.source : Json::object();
-  if (out.contains("heed") && out["heed"].contains("base")) out = Json(out["heed"]["base"]);
+  if (out.contains("model_type") && out["model_type"] == "heed") out = Json(out["heed"]["base"]);
   out.erase("heed");
   out["model_type"] = c.family;
   out["architectures"] = Json::array({architecture(c.family)});
@@ -312,16 +371,15 @@ Json base_config(const ModelConfig& c, const std::string& dtype) {
   if (c.rope.type != "default") out["rope_scaling"] = rope;
   const auto slides =
       std::find_if(c.windows.begin(), c.windows.end(), [](int64_t w) { return w > 0; });
-  if (c.family == "mistral") {
-    out["sliding_window"] = slides == c.windows.end() ? Json(nullptr) : Json(*slides);
-  } else if (c.family == "qwen2" || c.family == "qwen3") {
-    out["use_sliding_window"] = slides != c.windows.end();
-    if (slides != c.windows.end()) {
-      out["sliding_window"] = *slides;
-      Json types = Json::array();
-      for (int64_t w : c.windows) types.push_back(w > 0 ? "sliding_attention" : "full_attention");
-      out["layer_types"] = types;
-    }
+  const bool any = slides != c.windows.end();
+  const bool all = std::all_of(c.windows.begin(), c.windows.end(), [](int64_t w) { return w > 0; });
+  out.erase("layer_types");
+  out["sliding_window"] = any ? Json(*slides) : Json(nullptr);
+  if (c.family == "qwen2" || c.family == "qwen3") out["use_sliding_window"] = any;
+  if (any && !(all && c.family == "mistral")) {
+    Json types = Json::array();
+    for (int64_t w : c.windows) types.push_back(w > 0 ? "sliding_attention" : "full_attention");
+    out["layer_types"] = std::move(types);
   }
   return out;
 }
@@ -355,7 +413,7 @@ ModelConfig parse_config(const Json& given, const std::string& path) {
   } else {
     throw Error(
         "{}: model_type \"{}\" is unknown; Heed reads llama, mistral, qwen2, qwen3 and gpt2", path,
-        family);
+        printable(family, 60));
   }
   c.eos = r.ids("eos_token_id");
   c.bos = r.ids("bos_token_id").empty() ? -1 : r.ids("bos_token_id")[0];
@@ -368,19 +426,14 @@ ModelConfig parse_config(const Json& given, const std::string& path) {
 }
 
 void check_config(const ModelConfig& c, const std::string& path) {
-  const auto need = [&](const char* key, int64_t value, int64_t most) {
-    if (value < 1 || value > most) {
-      throw Error("{}: {} is {}; 1 to {} was expected", path, key, value, most);
-    }
-  };
-  need("the number of layers", c.layers, 10000);
-  need("the vocabulary size", c.vocab, int64_t{1} << 24);
-  need("the hidden size", c.hidden, int64_t{1} << 20);
-  need("the intermediate size", c.intermediate, int64_t{1} << 22);
-  need("the number of heads", c.heads, 4096);
-  need("the number of key/value heads", c.kv_heads, 4096);
-  need("the head dimension", c.head_dim, 256);
-  need("the context length", c.max_position, int64_t{1} << 32);
+  check_size(path, "the number of layers", c.layers, kMostLayers);
+  check_size(path, "the vocabulary size", c.vocab, int64_t{1} << 24);
+  check_size(path, "the hidden size", c.hidden, kMostHidden);
+  check_size(path, "the intermediate size", c.intermediate, int64_t{1} << 22);
+  check_size(path, "the number of heads", c.heads, 4096);
+  check_size(path, "the number of key/value heads", c.kv_heads, 4096);
+  check_size(path, "the head dimension", c.head_dim, 256);
+  check_size(path, "the context length", c.max_position, kMostPositions);
   if (c.heads % c.kv_heads != 0) {
     throw Error("{}: {} query heads are not a multiple of {} key/value heads", path, c.heads,
                 c.kv_heads);
@@ -394,18 +447,13 @@ void check_config(const ModelConfig& c, const std::string& path) {
   if (!(c.norm_eps >= 0 && c.norm_eps < 1)) {
     throw Error("{}: the norms' epsilon is {}", path, c.norm_eps);
   }
-  if (!(c.rope.base > 0) || !std::isfinite(c.rope.base)) {
-    throw Error("{}: \"rope_theta\" is {}", path, c.rope.base);
-  }
-  if (c.rope.type != "default" && !(c.rope.factor > 0)) {
-    throw Error("{}: the rotary scaling factor is {}", path, c.rope.factor);
-  }
-  if (c.rope.type == "longrope") {
-    const size_t half = static_cast<size_t>(c.head_dim / 2);
-    if (c.rope.short_factor.size() != half || c.rope.long_factor.size() != half) {
-      throw Error("{}: longrope needs short_factor and long_factor of {} numbers", path, half);
+  for (const int64_t window : c.windows) {
+    if (window < 0 || window > kMostPositions) {
+      throw Error("{}: the sliding window is {}; 1 to {} was expected", path, window,
+                  kMostPositions);
     }
   }
+  check_rope(c, path);
 }
 
 int64_t ModelConfig::parameters() const {
