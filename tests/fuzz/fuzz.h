@@ -16,6 +16,11 @@
 extern "C" __attribute__((used)) const char* __ubsan_default_options() {
   return "halt_on_error=1:print_stacktrace=1";
 }
+// Readers allocate much: without the stack of every allocation and with a short quarantine they run
+// more than twice as fast. Set ASAN_OPTIONS=malloc_context_size=30 to look into a finding.
+extern "C" __attribute__((used)) const char* __asan_default_options() {
+  return "malloc_context_size=1:quarantine_size_mb=8";
+}
 
 namespace heed::fuzz {
 

@@ -1,8 +1,11 @@
-// GGUF: metadata through every getter, and tensors de-quantised.
+// GGUF: metadata through every getter, tensors de-quantised, and the model and tokenizer that the
+// metadata describe.
 #include "io/gguf.h"
 
 #include "fuzz.h"
 #include "io/dequant.h"
+#include "io/model_config.h"
+#include "io/tokenizer/open.h"
 
 namespace {
 
@@ -41,6 +44,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         parse_gguf(fuzz::bytes_of({reinterpret_cast<const char*>(data), size}), "f");
     read_values(file);
     read_tensors(file);
+    fuzz::attempt([&] { fuzz::require(config_from_gguf(file).parameters() > 0); });
+    fuzz::attempt([&] {
+      const Tokenizer tokenizer = tokenizer_from_gguf(file);
+      tokenizer.decode(tokenizer.encode("Hi  x\xFF<s> 12"));
+    });
   });
   return 0;
 }

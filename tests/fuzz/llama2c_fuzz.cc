@@ -2,6 +2,7 @@
 #include "io/llama2c.h"
 
 #include "fuzz.h"
+#include "io/model_config.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace heed;
@@ -15,9 +16,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       fuzz::require(vocab.pieces.size() == vocab.scores.size());
       return;
     }
-    for (const TensorInfo& tensor : parse_llama2c(bytes, "f").file.tensors) {
-      fuzz::touch({tensor.data, tensor.bytes});
-    }
+    const Llama2cModel model = parse_llama2c(bytes, "f");
+    for (const TensorInfo& tensor : model.file.tensors) fuzz::touch({tensor.data, tensor.bytes});
+    fuzz::require(config_from_llama2c(model, "f").parameters() > 0);
   });
   return 0;
 }

@@ -2,9 +2,11 @@
 // accepted can be counted, written and read back.
 #include <string>
 
+#define HEED_JSON_PREFIX 1  // the choice
 #include "fuzz.h"
 #include "io/plan_file.h"
 #include "io/plan_formats.h"
+#include "json_mutator.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace heed;

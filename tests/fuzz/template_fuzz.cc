@@ -13,7 +13,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   options.bos_token = "<s>";
   options.eos_token = "</s>";
   options.add_generation_prompt = true;
-  options.max_steps = 20'000;
+  options.max_steps = 4'000;
   options.max_bytes = 1 << 20;
   fuzz::attempt([&] {
     render_chat(std::string(reinterpret_cast<const char*>(data), size), messages, options);

@@ -5,6 +5,7 @@
 #include "fuzz.h"
 #include "io/tokenizer/tokenizer.h"
 #include "io/tokenizer/unicode.h"
+#include "json_mutator.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace heed;

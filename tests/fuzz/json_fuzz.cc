@@ -1,4 +1,4 @@
-// JSON configurations: what is accepted has a canonical text that reads back to itself, and every
+// JSON: what is accepted has a canonical text that reads back to itself, and every
 // typed getter answers or refuses.
 #include <string>
 
