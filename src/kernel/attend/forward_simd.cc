@@ -23,14 +23,14 @@ namespace HWY_NAMESPACE {
 // long.
 template <int R, class T>
 HWY_NOINLINE void dots(const float* q, ptrdiff_t q_row, const T* k, ptrdiff_t k_stride, int count,
-                       int vectors, float* s) {
+                       int vectors, float* s, const Ahead& ahead) {
   const Tag d;
   const hn::Repartition<uint64_t, Tag> d64;
   for (int j = 0; j < count; j += 4) {
     const T* key[4];
     for (int i = 0; i < 4; ++i) {
       key[i] = k + std::min(j + i, count - 1) * k_stride;
-      prefetch_row(key[i] + kAhead * k_stride, vectors);
+      prefetch_row(key[i], ahead.of(j + i), vectors);
     }
     Vec acc[R][4];
     HWY_UNROLL(8)
@@ -75,16 +75,16 @@ HWY_NOINLINE void dots(const float* q, ptrdiff_t q_row, const T* k, ptrdiff_t k_
 
 template <class T>
 HWY_INLINE void dots_rows(int rows, const float* q, ptrdiff_t q_row, const T* k, ptrdiff_t k_stride,
-                          int count, int vectors, float* s) {
+                          int count, int vectors, float* s, const Ahead& ahead = {}) {
   constexpr int kMost = kColumns == 4 ? 4 : 2;  // 4 R accumulators
   while (rows > 0) {
     const int take = rows <= kMost ? rows : (rows == kMost + 1 ? kMost - kMost / 3 : kMost);
     if constexpr (kMost == 4) {
-      if (take == 4) dots<4>(q, q_row, k, k_stride, count, vectors, s);
-      if (take == 3) dots<3>(q, q_row, k, k_stride, count, vectors, s);
+      if (take == 4) dots<4>(q, q_row, k, k_stride, count, vectors, s, ahead);
+      if (take == 3) dots<3>(q, q_row, k, k_stride, count, vectors, s, ahead);
     }
-    if (take == 2) dots<2>(q, q_row, k, k_stride, count, vectors, s);
-    if (take == 1) dots<1>(q, q_row, k, k_stride, count, vectors, s);
+    if (take == 2) dots<2>(q, q_row, k, k_stride, count, vectors, s, ahead);
+    if (take == 1) dots<1>(q, q_row, k, k_stride, count, vectors, s, ahead);
     rows -= take;
     q += take * q_row;
     s += take * kTile;
@@ -145,6 +145,23 @@ HWY_NOINLINE void add_values_checked(int rows, int from, int to, const float* p,
   }
 }
 
+// Where row `j` of a run and those behind it find the rows to ask for early; `base` and `stride`
+// are k or v of a segment.
+HWY_INLINE Ahead ahead_of(const AttendJob& job, const TileRun& run, int64_t j, ptrdiff_t row_bytes,
+                          const void* const Segment::*base, ptrdiff_t stride_bytes) {
+  const Segment& segment = *run.segment;
+  const int64_t rows = std::clamp<int64_t>(kAheadBytes / row_bytes, 2, 64);
+  const int64_t left = segment.length - (run.key + j);
+  Ahead ahead;
+  ahead.near = rows * stride_bytes;
+  ahead.rows = left - rows;
+  if (run.segment + 1 < job.segments + job.segment_count) {
+    const auto end = reinterpret_cast<intptr_t>(segment.*base) + segment.length * stride_bytes;
+    ahead.far = ahead.near + (reinterpret_cast<intptr_t>(run.segment[1].*base) - end);
+  }
+  return ahead;
+}
+
 template <class T>
 struct Forward {
   const AttendTable& table;
@@ -155,6 +172,7 @@ struct Forward {
   ptrdiff_t key_pad, value_pad;
   bool direct, in_place, bias;
   int64_t base;  // position of the first query
+  static constexpr ptrdiff_t kSize = sizeof(T);
 
   Forward(const AttendTable& table, const ForwardUnit& unit, const ForwardScratch& scratch)
       : table(table), job(table.jobs[unit.job]), unit(unit), scratch(scratch) {
@@ -192,7 +210,9 @@ struct Forward {
       if (a >= b) continue;
       dots_rows(group.rows, scratch.q + r0 * key_pad, key_pad,
                 key_row<T>(tile.run[i], a - tile.run[i].first), tile.run[i].segment->k_stride,
-                b - a, table.head_dim / kLanes, scratch.s + a);
+                b - a, table.head_dim / kLanes, scratch.s + a,
+                ahead_of(job, tile.run[i], a - tile.run[i].first, table.head_dim * kSize,
+                         &Segment::k, tile.run[i].segment->k_stride * kSize));
     }
   }
 
@@ -203,10 +223,12 @@ struct Forward {
       const int a = std::max(tile.run[i].first, view.begin);
       const int b = std::min(tile.run[i].first + tile.run[i].count, view.end);
       if (a >= b) continue;
-      multiply<kTile, Into::kScale>(
+      multiply<kTile, Into::kScale, true>(
           group.rows, scratch.s + a, 1, value_row<T>(tile.run[i], a - tile.run[i].first),
           tile.run[i].segment->v_stride, kPanel, b - a, scratch.o + r0 * value_pad, value_pad,
-          table.value_dim / kLanes, factor);
+          table.value_dim / kLanes, factor,
+          ahead_of(job, tile.run[i], a - tile.run[i].first, table.value_dim * kSize, &Segment::v,
+                   tile.run[i].segment->v_stride * kSize));
       factor = kOne;
     }
   }

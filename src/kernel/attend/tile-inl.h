@@ -65,15 +65,24 @@ HWY_INLINE Vec exp2_vec(Vec x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 }
 
-// Rows read in place are asked for so many rows ahead; memory behind the end of a segment may be
-// asked for too, which does nothing.
-inline constexpr ptrdiff_t kAhead = 16;
+// Rows read in place are asked for kAheadBytes before they are used; memory that nobody reads may
+// be asked for too, which does nothing. Where a segment ends (a page of a cache), the next one's
+// rows are asked for: from row `rows` on the distance is `far` in place of `near`. Both in bytes.
+inline constexpr ptrdiff_t kAheadBytes = 8192;
+struct Ahead {
+  int64_t rows = 0;
+  ptrdiff_t near = 0, far = 0;
+
+  HWY_INLINE ptrdiff_t of(int64_t row) const { return row < rows ? near : far; }
+};
 
 template <class T>
-HWY_INLINE void prefetch_row(const T* row, int vectors) {
-  const char* at = reinterpret_cast<const char*>(row);
+HWY_INLINE void prefetch_row(const T* row, ptrdiff_t distance, int vectors) {
+  const auto at = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(distance);
   const ptrdiff_t bytes = vectors * kLanes * static_cast<ptrdiff_t>(sizeof(T));
-  for (ptrdiff_t i = 0; i < bytes; i += 64) hwy::Prefetch(at + i);
+  for (ptrdiff_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(at + static_cast<uintptr_t>(i)), 0, 2);
+  }
 }
 
 // What the micro-kernel does with its sums: C = AB, C = diag(factor) C + AB.
@@ -85,7 +94,8 @@ enum class Into { kSet, kScale };
 // place.
 template <int R, int NV, int kRowStride, Into kInto, bool kFetch, class T>
 HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
-                             int64_t depth, float* c, ptrdiff_t c_row, const float* factor) {
+                             int64_t depth, float* c, ptrdiff_t c_row, const float* factor,
+                             const Ahead& ahead) {
   const Tag d;
   Vec acc[R][NV];
   HWY_UNROLL(8)
@@ -97,7 +107,7 @@ HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_
     Vec row[NV];
     HWY_UNROLL(8)
     for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
-    if constexpr (kFetch) prefetch_row(b + kAhead * b_k, NV);
+    if constexpr (kFetch) prefetch_row(b, ahead.of(k), NV);
     HWY_UNROLL(8)
     for (int r = 0; r < R; ++r) {
       const Vec x = hn::Set(d, a[r * kRowStride]);
@@ -124,26 +134,27 @@ HWY_INLINE void micro_kernel(const float* a, ptrdiff_t a_k, const T* b, ptrdiff_
 
 template <int NV, int kRowStride, Into kInto, bool kFetch, class T>
 HWY_NOINLINE void micro_rows(int rows, const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
-                             int64_t depth, float* c, ptrdiff_t c_row, const float* factor) {
+                             int64_t depth, float* c, ptrdiff_t c_row, const float* factor,
+                             const Ahead& ahead) {
   switch (rows) {
     case 1:
-      return micro_kernel<1, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
-                                                            factor);
+      return micro_kernel<1, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row, factor,
+                                                            ahead);
     case 2:
-      return micro_kernel<2, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
-                                                            factor);
+      return micro_kernel<2, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row, factor,
+                                                            ahead);
     case 3:
-      return micro_kernel<3, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
-                                                            factor);
+      return micro_kernel<3, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row, factor,
+                                                            ahead);
     case 4:
-      return micro_kernel<4, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
-                                                            factor);
+      return micro_kernel<4, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row, factor,
+                                                            ahead);
     case 5:
-      return micro_kernel<5, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
-                                                            factor);
+      return micro_kernel<5, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row, factor,
+                                                            ahead);
     default:
-      return micro_kernel<6, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row,
-                                                            factor);
+      return micro_kernel<6, NV, kRowStride, kInto, kFetch>(a, a_k, b, b_k, depth, c, c_row, factor,
+                                                            ahead);
   }
 }
 
@@ -152,18 +163,20 @@ HWY_NOINLINE void micro_rows(int rows, const float* a, ptrdiff_t a_k, const T* b
 template <int kRowStride, Into kInto, bool kFetch = false, class T>
 HWY_INLINE void multiply(int rows, const float* a, ptrdiff_t a_k, const T* b, ptrdiff_t b_k,
                          ptrdiff_t b_chunk, int64_t depth, float* c, ptrdiff_t c_row, int vectors,
-                         const float* factor) {
+                         const float* factor, const Ahead& ahead = {}) {
   for (; vectors >= kColumns; vectors -= kColumns, b += b_chunk, c += kPanel) {
-    micro_rows<kColumns, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
+    micro_rows<kColumns, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor,
+                                                    ahead);
   }
   if constexpr (kColumns > 2) {
     if (vectors >= 2) {
-      micro_rows<2, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
+      micro_rows<2, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor,
+                                               ahead);
       vectors -= 2, b += 2 * kLanes, c += 2 * kLanes;
     }
   }
   if (vectors == 1) {
-    micro_rows<1, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor);
+    micro_rows<1, kRowStride, kInto, kFetch>(rows, a, a_k, b, b_k, depth, c, c_row, factor, ahead);
   }
 }
 

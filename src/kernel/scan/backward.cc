@@ -105,7 +105,8 @@ HWY_NOINLINE void value_grads(const Block& b, const float* grad_state, BlockGrad
   const int64_t l = b.length;
   auto from_reads_and_end = [&](const float* m, const float* key, float* to) {
     product(l, b.dv, l, {m, b.ldm, 1}, g.o, b.ldv, to, b.ldv, Init::kZero, Shape::kUpper);
-    product(l, b.dv, b.dk, {key, b.ldk, 1}, grad_state, b.lds, to, b.ldv, Init::kAdd);
+    product(l, b.dv, b.dk, {key, b.ldk, 1}, grad_state, b.lds, to, b.ldv, Init::kAdd, Shape::kFull,
+            nullptr, nullptr, &b.fetch);
   };
   from_reads_and_end(b.mqk, b.ke, g.v);
   if (!b.correct) return;
@@ -359,7 +360,7 @@ HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float*
   }
 
   product(b.dk, b.dv, l, {b.qe, 1, b.ldk}, g.o, b.ldv, grad_state, b.lds,
-          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo);
+          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo, &b.fetch);
   if (b.correct) {
     product(b.dk, b.dv, l, {b.ce, 1, b.ldk}, g.x, b.ldv, grad_state, b.lds, Init::kAdd);
   }

@@ -64,6 +64,7 @@ struct Block {
   // Tokens this many rows on are fetched into the cache early, within [fetch_begin, fetch_end):
   // rows of one head are far apart in memory, further than the processor looks ahead by itself.
   int64_t ahead = 0, fetch_begin = 0, fetch_end = 0;
+  mutable Fetch fetch;             // those of the next block: products with the state ask for them
   float *q, *k, *c, *p;            // rows [block + 4, ldk]; q holds scale q
   float *qe, *ke, *ce, *pe;        // with decays (the same tiles where there are none)
   float *log_decay, *hi, *lo, *a;  // per channel [block + 4, ldk]
@@ -185,12 +186,6 @@ HWY_INLINE const char* token_row(const ScanTensor& x, int64_t b, int64_t t, int6
 }
 HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t h) {
   return reinterpret_cast<const float*>(x.data)[b * x.b + t * x.t + h * x.h];
-}
-
-HWY_INLINE void fetch_row(const ScanTensor& x, int64_t b, int64_t t, int64_t h, int64_t bytes,
-                          int64_t first = 0) {
-  const char* row = token_row(x, b, t, h, first);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
 }
 
 // weight(j, i) = E(i, j) where a row that reads after (before) its decay meets column j, else 0.
@@ -355,35 +350,36 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
                                                         bool state_only = false) {
   const DF d;
   b.length = l;
-  const int64_t key_bytes = b.dk * dtype_size(s.q.dtype);
-  const int64_t value_bytes = b.dv * dtype_size(s.v.dtype);
-  for (int64_t i = 0; i < l; ++i) {
-    const int64_t row = i * b.ldk;
-    const int64_t next = t + i + b.ahead;
-    if (next >= b.fetch_begin && next < b.fetch_end) {
-      if (!state_only) fetch_row(s.q, batch, next, h, key_bytes);
-      fetch_row(s.k, batch, next, h, key_bytes);
-      fetch_row(s.v, batch, next, h, value_bytes, columns.begin);
-      if (b.general) {
-        fetch_row(s.p, batch, next, h, key_bytes);
-        fetch_row(s.r, batch, next, h, key_bytes);
-      }
-      if (b.channel) fetch_row(s.log_decay, batch, next, h, b.dk * 4);
-    }
-    load_row(token_row(s.q, batch, t + i, h), s.q.dtype, b.dk, s.scale, b.q + row);
-    load_row(token_row(s.k, batch, t + i, h), s.k.dtype, b.dk, 1, b.k + row);
-    load_row(token_row(s.v, batch, t + i, h, columns.begin), s.v.dtype, b.dv, 1, b.v + i * b.ldv);
-    if (b.general) {
-      load_row(token_row(s.p, batch, t + i, h), s.p.dtype, b.dk, 1, b.p + row);
-      load_row(token_row(s.r, batch, t + i, h), s.r.dtype, b.dk, 1, b.c + row);
-    } else if (b.correct) {
-      load_row(token_row(s.k, batch, t + i, h), s.k.dtype, b.dk, -1, b.c + row);
-      b.beta[i] = token_scalar(s.beta, batch, t + i, h);
-    }
-    if (b.channel) {
-      load_row(token_row(s.log_decay, batch, t + i, h), HEED_FLOAT32, b.dk, 1, b.log_decay + row);
-    }
+  const int64_t first = std::max(t + b.ahead, b.fetch_begin);
+  const int64_t count = std::min(t + b.ahead + l, b.fetch_end) - first;
+  const auto fetch = [&](const ScanTensor& x, int64_t bytes, int64_t column, bool write) {
+    b.fetch.add(token_row(x, batch, first, h, column), x.t * dtype_size(x.dtype), count, bytes,
+                write);
+  };
+  const auto load = [&](const ScanTensor& x, int64_t n, float scale, float* to, int64_t ld,
+                        int64_t column = 0) {
+    load_rows(token_row(x, batch, t, h, column), x.t * dtype_size(x.dtype), x.dtype, l, n, scale,
+              to, ld);
+    fetch(x, n * dtype_size(x.dtype), column, false);
+  };
+  b.fetch.clear();
+  if (!state_only) {
+    load(s.q, b.dk, s.scale, b.q, b.ldk);
+    if (s.out) fetch(s.out, b.dv * dtype_size(s.out.dtype), columns.begin, true);
   }
+  load(s.k, b.dk, 1, b.k, b.ldk);
+  load(s.v, b.dv, 1, b.v, b.ldv, columns.begin);
+  if (b.general) {
+    load(s.p, b.dk, 1, b.p, b.ldk);
+    load(s.r, b.dk, 1, b.c, b.ldk);
+  } else if (b.correct) {
+    load_rows(token_row(s.k, batch, t, h), s.k.t * dtype_size(s.k.dtype), s.k.dtype, l, b.dk, -1,
+              b.c, b.ldk);
+    for (int64_t i = 0; i < l; ++i) b.beta[i] = token_scalar(s.beta, batch, t + i, h);
+  }
+  if (b.channel) load(s.log_decay, b.dk, 1, b.log_decay, b.ldk);
+  // The products with the state that are to come.
+  b.fetch.spread((state_only ? 1 : 2) * l * b.dk * b.ldv / kLanes);
   if (b.channel) {
     channel_factors(b, l);
     if (b.correct) {
@@ -476,7 +472,8 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
                                                      bool bonus) {
   const DF d;
   const int64_t l = b.length;
-  product(l, b.dv, b.dk, {b.qe, b.ldk, 1}, state, b.lds, b.o, b.ldv, Init::kZero);
+  product(l, b.dv, b.dk, {b.qe, b.ldk, 1}, state, b.lds, b.o, b.ldv, Init::kZero, Shape::kFull,
+          nullptr, nullptr, &b.fetch);
   product(l, b.dv, l, {b.mqk, 1, b.ldm}, b.general ? b.v : b.w, b.ldv, b.o, b.ldv, Init::kAdd,
           Shape::kLower);
   if (b.general) {
@@ -496,7 +493,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
 // The state at the block's end, in place.
 [[maybe_unused]] static HWY_NOINLINE void advance_state(const Block& b, bool decays, float* state) {
   product(b.dk, b.dv, b.length, {b.ke, 1, b.ldk}, b.general ? b.v : b.w, b.ldv, state, b.lds,
-          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo);
+          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo, &b.fetch);
   if (b.general) {
     product(b.dk, b.dv, b.length, {b.pe, 1, b.ldk}, b.x, b.ldv, state, b.lds, Init::kAdd);
   }

@@ -47,10 +47,9 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
       prepare_block(s, b, span.b, span.begin + t, h0 + h, l, columns);
       correct_values(b, state);
       read_block(b, state, static_cast<bool>(s.bonus));
-      for (int64_t i = 0; i < l; ++i) {
-        const char* row = token_row(s.out, span.b, span.begin + t + i, h0 + h, columns.begin);
-        store_row(b.o + i * b.ldv, b.dv, const_cast<char*>(row), s.out.dtype);
-      }
+      store_rows(b.o, b.ldv, l, b.dv,
+                 const_cast<char*>(token_row(s.out, span.b, span.begin + t, h0 + h, columns.begin)),
+                 s.out.t * dtype_size(s.out.dtype), s.out.dtype);
       advance_state(b, s.decay != Decay::kNone, state);
     }
   }
@@ -80,10 +79,11 @@ Tasks tasks_of(const ScanProblem& s, int32_t threads) {
   Tasks t;
   t.column_blocks = scan_column_blocks(pairs, s.dv, threads);
   t.widest = scan_widest(t.column_blocks, s.dv);
-  // Several heads a task where enough tasks are left, as many as keep their states in the cache.
-  const int64_t cached = std::max<int64_t>(1, (384 << 10) / (4 * s.dk * (t.widest + 16)));
+  // Several heads a task, for their rows are neighbours in memory: as many as leave every thread a
+  // task and keep their states in a small part of the second-level cache.
+  const int64_t cached = std::max<int64_t>(1, (168 << 10) / (4 * s.dk * (t.widest + 16)));
   const int64_t most = std::min({cached, s.heads, kScanHeads});
-  const int64_t fair = std::max(pairs / (2 * threads), std::min<int64_t>(2, pairs / threads));
+  const int64_t fair = pairs / threads;
   t.group = t.column_blocks > 1 ? 1 : std::clamp<int64_t>(fair, 1, most);
   t.groups = (s.heads + t.group - 1) / t.group;
   return t;

@@ -1,6 +1,7 @@
 // Small dense matrix steps on float32 tiles, with Highway: products, transposes, loads and stores
 // of 16-bit tokens, and exp of non-positive numbers. Every tile has rows of a multiple of 16 floats
 // and readable padding, so that products run over whole vectors.
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <type_traits>
@@ -42,6 +43,49 @@ enum class Shape { kFull, kLower, kUpper };
 struct Matrix {  // A(m, k) = data[m * row + k * col]
   const float* data;
   int64_t row, col;
+};
+
+// Rows of memory to fetch into the cache early. A processor has a few dozen misses under way at
+// most and stands still when more are asked for: lines are asked for one by one, as the work of
+// products that have no use for the memory goes on.
+struct Fetch {
+  struct Rows {
+    const char* data;
+    int64_t stride, count, lines;  // bytes between rows, rows, lines of 64 bytes a row
+    bool write;
+  };
+  static constexpr int kMost = 7;  // q, k, v, p, r, decay, out
+  Rows list[kMost];
+  int count = 0, next = 0;
+  int64_t row = 0, line = 0;     // the next of list[next]
+  int64_t lines = 0;             // of all
+  int64_t cost = 1, unused = 0;  // work a line, and work that no line was asked for yet
+
+  void clear() { count = next = 0, row = line = lines = unused = 0; }
+  void add(const char* data, int64_t stride, int64_t rows, int64_t bytes, bool write = false) {
+    if (rows <= 0) return;
+    list[count++] = {data, stride, rows, (bytes + 63) / 64, write};
+    lines += rows * ((bytes + 63) / 64);
+  }
+  // So much work is to come: the lines are spread over it.
+  void spread(int64_t work) { cost = std::max<int64_t>(1, work / std::max<int64_t>(1, lines)); }
+  void advance(int64_t work) {
+    for (unused += work; unused >= cost && next < count; unused -= cost) {
+      const Rows& rows = list[next];
+      const char* at = rows.data + row * rows.stride + 64 * line;
+      // Into the second level: the first has fewer misses under way at once, and no room.
+      if (rows.write) {
+        __builtin_prefetch(at, 1, 2);
+      } else {
+        __builtin_prefetch(at, 0, 2);
+      }
+      if (++line < rows.lines) continue;
+      line = 0;
+      if (++row < rows.count) continue;
+      row = 0;
+      ++next;
+    }
+  }
 };
 
 template <int M, int N>
@@ -87,8 +131,8 @@ HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a
 
 template <int N>
 HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, int64_t ldb, float* c,
-                              int64_t ldc, Init init, Shape shape, const float* hi,
-                              const float* lo) {
+                              int64_t ldc, Init init, Shape shape, const float* hi, const float* lo,
+                              Fetch* fetch) {
   int64_t m0 = 0;
   auto tile = [&](auto rows) HWY_ATTR {
     constexpr int kTile = decltype(rows)::value;
@@ -97,6 +141,7 @@ HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, in
     product_tile<kTile, N>(k0, k1, a.data + m0 * a.row, a.row, a.col, b, ldb, c + m0 * ldc, ldc,
                            init, hi + m0, lo + m0);
     m0 += kTile;
+    if (fetch != nullptr) fetch->advance(kTile * N * (k1 - k0));
   };
   while (m0 + kRows <= m) tile(std::integral_constant<int, kRows>());
   if (kRows > 4 && m0 + 4 <= m) tile(std::integral_constant<int, 4>());
@@ -106,12 +151,13 @@ HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, in
 // C (m x n) = init + A (m x k) B (k x n); n is rounded up to whole vectors.
 [[maybe_unused]] static HWY_NOINLINE void product(
     int64_t m, int64_t n, int64_t k, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc,
-    Init init, Shape shape = Shape::kFull, const float* hi = nullptr, const float* lo = nullptr) {
+    Init init, Shape shape = Shape::kFull, const float* hi = nullptr, const float* lo = nullptr,
+    Fetch* fetch = nullptr) {
   int64_t n0 = 0;
   for (; n0 + kLanes < n; n0 += 2 * kLanes) {
-    product_panel<2>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo);
+    product_panel<2>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo, fetch);
   }
-  if (n0 < n) product_panel<1>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo);
+  if (n0 < n) product_panel<1>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo, fetch);
 }
 
 // to[n][m] = from[m][n]; both sizes are rounded up to multiples of 4.
@@ -206,6 +252,26 @@ HWY_INLINE VF exp_of(VF x) {
   for (const int64_t end = pad_to(n, 16); i < end; ++i) to[i] = 0;
 }
 
+// `rows` rows, `stride` bytes apart, into rows of `ld` floats.
+[[maybe_unused]] static HWY_NOINLINE void load_rows(const char* data, int64_t stride, int32_t dtype,
+                                                    int64_t rows, int64_t n, float scale,
+                                                    float* HWY_RESTRICT to, int64_t ld) {
+  const DF d;
+  if (dtype != HEED_FLOAT32 || n % kLanes != 0 || n != ld) {
+    for (int64_t i = 0; i < rows; ++i) {
+      load_row(data + i * stride, dtype, n, scale, to + i * ld);
+    }
+    return;
+  }
+  const VF factor = hn::Set(d, scale);
+  for (int64_t i = 0; i < rows; ++i, to += ld) {
+    const float* from = reinterpret_cast<const float*>(data + i * stride);
+    for (int64_t j = 0; j < n; j += kLanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, from + j), factor), d, to + j);
+    }
+  }
+}
+
 // The first `n` floats of a row as `dtype`, to the nearest, ties to even.
 [[maybe_unused]] static HWY_NOINLINE void store_row(const float* HWY_RESTRICT from, int64_t n,
                                                     char* data, int32_t dtype) {
@@ -240,6 +306,21 @@ HWY_INLINE VF exp_of(VF x) {
     HWY_ALIGN uint16_t rest[kLanes];
     hn::StoreU(narrow(hn::LoadU(d, from + i)), du16, rest);
     for (int64_t j = 0; i < n; ++i, ++j) to[i] = rest[j];
+  }
+}
+
+// `rows` rows of `ld` floats to rows `stride` bytes apart.
+[[maybe_unused]] static HWY_NOINLINE void store_rows(const float* HWY_RESTRICT from, int64_t ld,
+                                                     int64_t rows, int64_t n, char* data,
+                                                     int64_t stride, int32_t dtype) {
+  const DF d;
+  if (dtype != HEED_FLOAT32 || n % kLanes != 0) {
+    for (int64_t i = 0; i < rows; ++i) store_row(from + i * ld, n, data + i * stride, dtype);
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i, from += ld) {
+    float* to = reinterpret_cast<float*>(data + i * stride);
+    for (int64_t j = 0; j < n; j += kLanes) hn::StoreU(hn::LoadU(d, from + j), d, to + j);
   }
 }
 
