@@ -23,8 +23,8 @@ struct CommonOptions {
   void add_compute(CLI::App* command);  // these and --dtype
   void add_seed(CLI::App* command);
   void add_out(CLI::App* command, const std::string& what);
-  // Applies --threads and --seed, opens the CUDA plugin for --device cuda; call it first in a
-  // command's callback.
+  // Checks that --out can be written, applies --threads and --seed, opens the CUDA plugin for
+  // --device cuda; call it first in a command's callback.
   void apply() const;
 };
 

@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "cli/command.h"
+#include "io/atomic_file.h"
 #include "op/cuda_plugin.h"
 
 namespace heed::cli {
@@ -36,6 +37,7 @@ void CommonOptions::add_out(CLI::App* command, const std::string& what) {
 }
 
 void CommonOptions::apply() const {
+  if (!out.empty()) check_writable(out);
   if (threads > 0) at::set_num_threads(threads);
   if (device == "cuda") op::open_cuda();  // before manual_seed, which asks PyTorch for CUDA
   at::manual_seed(seed);

@@ -120,6 +120,8 @@ void write_text_atomic(const std::string& path, std::string_view text) {
   file.commit();
 }
 
+void check_writable(const std::string& path) { AtomicFile unused(path); }
+
 void make_folders(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);

@@ -39,6 +39,10 @@ class AtomicFile {
 // The whole of `text` as the file `path`, atomically.
 void write_text_atomic(const std::string& path, std::string_view text);
 
+// Error unless a file could be written at `path` now: a command that works for long asks first. No
+// file is left behind, and one that exists stays as it is.
+void check_writable(const std::string& path);
+
 // Makes the folder `path` and those above it where they are missing. Error if that fails.
 void make_folders(const std::string& path);
 

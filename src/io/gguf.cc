@@ -213,6 +213,9 @@ class Cursor {
       return take(count * size);
     }
     const size_t begin = at_;
+    if (count > kMaxListed) {  // they are walked through, which would take hours in a huge file
+      fail("an array of {} {}s; at most {} are read", count, type_name(type), kMaxListed);
+    }
     if (type == GgufType::STRING) {
       check_count(count, sizeof(uint64_t), "strings");
       for (uint64_t i = 0; i < count; ++i) text();

@@ -26,7 +26,9 @@ void check_size(const std::string& path, const char* what, int64_t value, int64_
 class Reader {
  public:
   Reader(const Json& object, std::string name) : object_(object), name_(std::move(name)) {
-    find_field(object_, "", name_);  // throws unless it is an object
+    if (!object_.is_object()) {
+      throw Error("{}: must be a JSON object, found {}", name_, object_.type_name());
+    }
   }
 
   bool mentions(const char* key) const { return object_.contains(key); }

@@ -116,6 +116,22 @@ double round_to(double value, int digits) {
   return std::round(value * unit) / unit;
 }
 
+// Makes a folder, and takes it away again if nothing was put into it: a run that could not begin
+// leaves nothing behind.
+class EmptyFolder {
+ public:
+  explicit EmptyFolder(std::string path) : path_(std::move(path)) { make_folders(path_); }
+  ~EmptyFolder() {
+    std::error_code ignored;
+    fs::remove(path_, ignored);  // refuses where it holds something
+  }
+  EmptyFolder(const EmptyFolder&) = delete;
+  EmptyFolder& operator=(const EmptyFolder&) = delete;
+
+ private:
+  std::string path_;
+};
+
 }  // namespace
 
 EvaluationData make_evaluation_data(const data::RecallGenerator& generator,
@@ -198,13 +214,8 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   if (o.repairs < 0) o.repairs = 0;
   if (o.budgets.empty()) o.budgets = o.quick ? std::vector{0.3} : std::vector{0.5, 0.3, 0.2};
   // Fail before the work, not after it.
-  std::error_code failed;
-  fs::create_directories(o.out, failed);
-  if (failed) {
-    throw Error("{}: cannot make the folder for the report ({}); choose another with --out", o.out,
-                failed.message());
-  }
-  write_text_atomic((fs::path(o.out) / "report.json").string(), "{}\n");
+  const EmptyFolder until_written(o.out);
+  check_writable((fs::path(o.out) / "report.json").string());
 
   const auto bench = open_or_fall_back(o, progress);
   const int64_t context = std::min(o.context, bench.model.context());

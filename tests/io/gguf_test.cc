@@ -135,6 +135,13 @@ TEST(Gguf, RefusesHostileFiles) {
       {"'k'", "strings"});
   add(header(0, 1).text("k").number<uint32_t>(kArray).number<uint32_t>(kArray).number(huge).pad(64),
       {"'k'", "arrays"});
+  add(header(0, 1)
+          .text("k")
+          .number<uint32_t>(kArray)
+          .number<uint32_t>(kString)
+          .number((uint64_t{1} << 24) + 1)
+          .pad(64),
+      {"'k'", "at most 16777216"});
   {
     Bytes deep = header(0, 1).text("k").number<uint32_t>(kArray);
     for (int i = 0; i < 100; ++i) deep.number<uint32_t>(kArray).number<uint64_t>(1);

@@ -1,9 +1,13 @@
 // The program `heed`: one subcommand a verb, each in src/cli/VERB_command.cc.
+#include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <string>
 
 #include "cli/command.h"
 #include "heed/cli_registry.inc"
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/progress.h"
 
@@ -14,12 +18,33 @@ extern "C" void on_interrupt(int) {
   if (heed::g_interrupted.exchange(true)) std::_Exit(130);
 }
 
+// CLI11 prints help and the version as "errors" with exit code 0; all others are wrong usage.
+int end_of_parsing(const CLI::App& app, const CLI::ParseError& error) {
+  if (error.get_exit_code() == 0) return app.exit(error);
+  std::string what = error.what(), verb;
+  std::replace(what.begin(), what.end(), '\n', ' ');
+  for (const CLI::App* command : app.get_subcommands()) verb = " " + command->get_name();
+  std::fprintf(stderr, "heed: %s; `heed%s --help` lists the options\n", what.c_str(), verb.c_str());
+  return 2;
+}
+
+// Results that nobody could read are a failure.
+int end_of_output() {
+  errno = 0;
+  const bool failed = std::ferror(stdout) != 0;
+  if (std::fflush(stdout) == 0 && !failed) return 0;
+  std::fprintf(stderr, "heed: the output cannot be written%s%s\n", errno != 0 ? ": " : "",
+               errno != 0 ? heed::describe_errno(errno).c_str() : "; is the disk full?");
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   std::signal(SIGINT, on_interrupt);
   std::signal(SIGTERM, on_interrupt);
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit then fails as on a full disk
   CLI::App app{
       "Heed: measures attention heads, replaces them by cheaper mechanisms, runs the result."};
   app.name("heed");
@@ -29,11 +54,9 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) std::fputs(app.help().c_str(), stdout);
-    return std::fflush(stdout) == 0 ? 0 : 1;
+    return end_of_output();
   } catch (const CLI::ParseError& e) {
-    // CLI11 prints help and version as "errors" with exit code 0; all others are wrong usage.
-    const int code = app.exit(e);
-    return code == 0 ? 0 : 2;
+    return end_of_parsing(app, e);
   } catch (const heed::Error& e) {
     std::fprintf(stderr, "heed: %s\n", e.what());
     return e.exit_code();
