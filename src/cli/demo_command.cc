@@ -33,7 +33,8 @@ void add_demo(CLI::App& app) {
   command->add_option("--documents", o->demo.eval_documents, "Documents with needles");
   command->add_option("--needles", o->demo.needles, "Needles a document")->capture_default_str();
   command->add_option("--candidates", o->demo.candidates, "Joint allocations run in the search");
-  command->add_option("--repairs", o->demo.repairs, "Times that heads are scored again at a plan");
+  command->add_option("--repairs", o->demo.repairs,
+                      "Heads that the repair tries with a full cache");
   command
       ->add_option("--data", o->demo.search_files, "Text to search on (default: a book of Heed's)")
       ->check(CLI::ExistingFile);

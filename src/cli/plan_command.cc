@@ -57,8 +57,7 @@ void add_plan(CLI::App& app) {
   command->add_option("--candidates", make.candidates, "Joint allocations that are run")
       ->check(CLI::Range(2, 10))
       ->capture_default_str();
-  command
-      ->add_option("--repairs", make.repairs, "Times that heads are scored again at the best plan")
+  command->add_option("--repairs", make.repairs, "Heads that the repair tries with a full cache")
       ->check(CLI::Range(0, 4))
       ->capture_default_str();
   command->add_flag("--thorough", make.thorough,

@@ -25,12 +25,25 @@ constexpr const char* kNouns[] = {
     "king",    "captain", "doctor", "farmer", "sailor",   "painter", "baker",   "hunter",  "letter",
     "box",     "door",    "key",    "lake",   "wood",     "field"};
 
+// Names that a book hardly uses: for wordings that name a thing by one word, which must not be
+// found anywhere else in the text.
+constexpr const char* kRareNouns[] = {
+    "amber",   "basil",  "cedar",   "delta",  "ember",   "fjord",   "grove",  "heron",
+    "ivory",   "jasper", "kelp",    "lotus",  "maple",   "nectar",  "onyx",   "pearl",
+    "quartz",  "raven",  "sable",   "topaz",  "umber",   "velvet",  "willow", "yarrow",
+    "zephyr",  "acorn",  "birch",   "cobalt", "dune",    "elm",     "fern",   "garnet",
+    "hazel",   "iris",   "juniper", "kite",   "larch",   "moss",    "nickel", "opal",
+    "plum",    "quince", "reed",    "slate",  "thistle", "urchin",  "walnut", "agate",
+    "bramble", "clover", "dahlia",  "falcon", "ginger",  "hemlock", "indigo", "jade",
+    "lilac",   "magnet", "nutmeg",  "otter",  "pebble",  "saffron", "tulip",  "vanilla"};
+
 // {name} is the thing, {code} its five digits. The first wording names nothing, so that only one
-// such code fits in a text. The last is no question in a sentence: SmolLM2-135M answers it best (8
-// needles in 4096 tokens: recall 0.88, against 0.35 to 0.66 for the others).
+// such code fits in a text. The last two are no questions in a sentence: SmolLM2-135M answers them
+// best (8 needles in 4096 tokens: recall 0.88 and 0.9, against 0.2 to 0.66 for the others).
 struct Wording {
   const char* statement;
-  const char* question;  // ends where the code follows
+  const char* question;   // ends where the code follows
+  bool one_word = false;  // things are named by one of kRareNouns
 };
 constexpr Wording kTexts[] = {
     {"The pass key is{code}. Remember it.{code} is the pass key.",
@@ -46,10 +59,10 @@ constexpr Wording kTexts[] = {
     {"The {name} was given the number{code}.",
      "\n\nWhich number was given to the {name}? The {name} was given the number"},
     {"Remember: {name} ={code}.", "\n\nRemember: {name} ="},
+    {"{name}{code}. Remember: {name}{code}.", "\n\nRemember: {name}", true},
 };
-// Training draws from all but the first and the last.
-constexpr int kUnnamed = 0, kTrained = 1, kLast = static_cast<int>(std::size(kTexts)) - 1;
-static_assert(RecallGenerator::kWordings[0] == kLast);
+// Training draws from kTrained up to, not including, kUntrained.
+constexpr int kUnnamed = 0, kTrained = 1, kUntrained = 6;
 
 constexpr const char* kPairQuestions[] = {
     "\n\nWhat is the value of {name}? The value of {name} is",
@@ -173,18 +186,21 @@ std::string RecallGenerator::statement_of(int wording) { return kTexts[wording].
 
 std::vector<RecallGenerator::Spec> RecallGenerator::make_specs(int64_t count, int wording,
                                                                Random& random) const {
-  constexpr auto kNames = static_cast<int64_t>(std::size(kAdjectives) * std::size(kNouns));
-  if (count > kNames) throw UsageError("at most {} codes fit in one text, not {}", kNames, count);
+  const bool one_word = kTexts[wording].one_word;
+  const auto names = static_cast<int64_t>(one_word ? std::size(kRareNouns)
+                                                   : std::size(kNouns) * std::size(kAdjectives));
+  if (count > names) throw UsageError("at most {} codes fit in one text, not {}", names, count);
   std::set<int64_t> taken;
   std::vector<Spec> specs(static_cast<size_t>(count));
   for (Spec& spec : specs) {
     if (wording != kUnnamed) {
       int64_t which;
       do {
-        which = static_cast<int64_t>(random.below(kNames));
+        which = static_cast<int64_t>(random.below(names));
       } while (!taken.insert(which).second);
-      spec.name = fmt::format("{} {}", kAdjectives[which / std::ssize(kNouns)],
-                              kNouns[which % std::ssize(kNouns)]);
+      spec.name = one_word ? kRareNouns[which]
+                           : fmt::format("{} {}", kAdjectives[which / std::ssize(kNouns)],
+                                         kNouns[which % std::ssize(kNouns)]);
     }
     spec.value = five_digits(random);
     spec.answer = codec_.encode(" " + spec.value);
@@ -448,7 +464,8 @@ RecallSample RecallGenerator::sample(int64_t length, std::span<const double> sha
     case RecallKind::kPasskey: {
       const bool plain = random.below(8) == 0;
       const bool single = random.below(2) == 0;
-      const int wording = single ? kUnnamed : static_cast<int>(random.between(kTrained, kLast - 1));
+      const int wording =
+          single ? kUnnamed : static_cast<int>(random.between(kTrained, kUntrained - 1));
       const int64_t most = std::clamp<int64_t>(length / kMinLength, 1, 8);
       std::vector<double> depths(static_cast<size_t>(single ? 1 : random.between(1, most)));
       for (double& depth : depths) depth = random.uniform();

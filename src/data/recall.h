@@ -94,7 +94,7 @@ class RecallGenerator {
   static constexpr int64_t kMinLength = 192;
 
   // Wordings of needles() that models differ in how well they answer; the default is kWordings[0].
-  static constexpr std::array<int, 4> kWordings = {6, 1, 3, 5};
+  static constexpr std::array<int, 5> kWordings = {6, 7, 1, 3, 5};
   void use_wording(int wording) { wording_ = wording; }
   int wording() const { return wording_; }
   // "Remember: {name} ={code}."

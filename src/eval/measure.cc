@@ -61,6 +61,11 @@ StateOptions state_options(const Setting& setting) {
   return options;
 }
 
+int64_t chunk_of(const Decoder& model, const Setting& setting) {
+  if (setting.chunk > 0) return setting.chunk;
+  return model.options().device.is_cuda() ? 4096 : 512;
+}
+
 // Runs tokens through the state chunk by chunk; `use` gets each chunk's hidden rows [n, C] and the
 // position of the first.
 template <typename Use>
@@ -115,17 +120,19 @@ TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
     const auto targets = as_ids(text, model.options().device)[0];
     auto state = model.make_state(state_options(setting));
     TextResult::Text scored;
-    times.push_back(run_chunks(
-        model, text, *state, setting.chunk, [&](const at::Tensor& hidden, int64_t begin) {
-          // Row r predicts token begin + r + 1; scored are tokens from `from` on.
-          const int64_t first = std::max<int64_t>(0, from - 1 - begin);
-          const int64_t last = std::min(hidden.size(0), total - 1 - begin);
-          if (first >= last) return;
-          const auto losses = row_losses(model, hidden.slice(0, first, last),
-                                         targets.slice(0, begin + first + 1, begin + last + 1));
-          scored.nll += losses.to(at::kDouble).sum().item<double>();
-          scored.tokens += last - first;
-        }));
+    times.push_back(run_chunks(model, text, *state, chunk_of(model, setting),
+                               [&](const at::Tensor& hidden, int64_t begin) {
+                                 // Row r predicts token begin + r + 1; scored are tokens from
+                                 // `from` on.
+                                 const int64_t first = std::max<int64_t>(0, from - 1 - begin);
+                                 const int64_t last = std::min(hidden.size(0), total - 1 - begin);
+                                 if (first >= last) return;
+                                 const auto losses = row_losses(
+                                     model, hidden.slice(0, first, last),
+                                     targets.slice(0, begin + first + 1, begin + last + 1));
+                                 scored.nll += losses.to(at::kDouble).sum().item<double>();
+                                 scored.tokens += last - first;
+                               }));
     if (!std::isfinite(scored.nll)) {
       throw Error("the loss of text {} is not finite; the model or its dtype cannot run it", n);
     }
@@ -148,7 +155,7 @@ std::vector<NeedleResult> measure_needles(const Decoder& model,
     const auto& document = documents[d];
     const Tokens tokens(document.tokens.begin(), document.tokens.end());
     auto state = model.make_state(state_options(setting));
-    run_chunks(model, tokens, *state, setting.chunk, [](const at::Tensor&, int64_t) {});
+    run_chunks(model, tokens, *state, chunk_of(model, setting), [](const at::Tensor&, int64_t) {});
 
     // All questions in one pass: a pack with a fork of the state for each.
     std::vector<std::unique_ptr<DecoderState>> forks;
@@ -223,6 +230,13 @@ double answer_nll_of(const std::vector<NeedleResult>& results) {
   return sum / static_cast<double>(results.size());
 }
 
+double expected_recall_of(const std::vector<NeedleResult>& results) {
+  if (results.empty()) return 0;
+  double sum = 0;
+  for (const auto& r : results) sum += std::exp(-r.nll);
+  return sum / static_cast<double>(results.size());
+}
+
 Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<NeedleResult>& dense,
                    uint64_t seed) {
   if (plan.size() != dense.size()) throw UsageError("recall ratio of different needles");
@@ -259,7 +273,7 @@ double measure_samples(const Decoder& model, const std::vector<data::RecallSampl
     const Tokens tokens(sample.tokens.begin(), sample.tokens.end());
     auto state = model.make_state(state_options(setting));
     std::vector<at::Tensor> chunks;
-    run_chunks(model, tokens, *state, setting.chunk,
+    run_chunks(model, tokens, *state, chunk_of(model, setting),
                [&](const at::Tensor& hidden, int64_t) { chunks.push_back(hidden); });
     const auto hidden = at::cat(chunks);
     for (const auto& answer : sample.answers) {
@@ -330,7 +344,7 @@ void time_attention(const Decoder& model, const DecoderState& state, int repeats
       job.lse_stride = group;
       job.lse_head_stride = 1;
       job.queries = 1;
-      job.q_position = kv->length();
+      job.q_position = kv->length() - 1;  // the last token, as in a step
       job.window = kv->programs()[h].window;
       job.sinks = kv->programs()[h].sinks;
       work.jobs.push_back(job);
@@ -374,7 +388,7 @@ Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
   result.context = static_cast<int64_t>(tokens.size());
   auto state = model.make_state(state_options(setting));
   const auto start = Clock::now();
-  auto last = model.logits(model.prefill(tokens, *state, setting.chunk)[0]);
+  auto last = model.logits(model.prefill(tokens, *state, chunk_of(model, setting))[0]);
   wait_for(model.options().device);
   result.first_token_ms = milliseconds_since(start);
   result.kv_bytes = state->bytes();

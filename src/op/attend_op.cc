@@ -214,6 +214,52 @@ Grads attend_backward_cpu(const at::Tensor& grad_out, const at::Tensor& q, const
           grad_bias, grad_slopes};
 }
 
+// Keys and values of each query head: [B,T,Hk,D] -> [B,T,Hq,D].
+at::Tensor for_query_heads(const at::Tensor& t, const AttendShape& s) {
+  return t.unsqueeze(3)
+      .expand({t.size(0), t.size(1), t.size(2), s.group, t.size(3)})
+      .reshape({t.size(0), t.size(1), s.heads, t.size(3)});
+}
+
+// CUDA, what flash attention has no rule for (sinks, windows per head, windows in float32):
+// PyTorch's memory-efficient kernel with the rule as an additive bias, in blocks of queries whose
+// bias stays under 256 MB.
+Pair attend_cuda_masked(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const AttendOptions& o, const AttendShape& s) {
+  constexpr int64_t kBiasBytes = int64_t{256} << 20;
+  const int64_t rules = s.same_window() ? 1 : s.kv_heads;
+  const int64_t width = (s.tk + 15) / 16 * 16;  // the kernel reads aligned rows
+  std::vector<at::Tensor> hidden;
+  for (int64_t h = 0; h < rules; ++h) {
+    hidden.push_back(
+        attend_visible(s.tq, s.tk, o.causal, s.head_window[h], s.head_sinks[h], q.device())
+            .logical_not_());
+  }
+  const at::Tensor key = for_query_heads(k, s).transpose(1, 2);
+  const at::Tensor value = for_query_heads(v, s).transpose(1, 2);
+  const int64_t of_row =
+      (rules == 1 ? 1 : s.heads) * width * static_cast<int64_t>(q.element_size());
+  const int64_t block = std::clamp<int64_t>(kBiasBytes / of_row, 1, s.tq);
+  std::vector<at::Tensor> outs, lses;
+  for (int64_t begin = 0; begin < s.tq; begin += block) {
+    const int64_t rows = std::min(block, s.tq - begin);
+    at::Tensor bias = at::zeros({rules, rows, width}, q.options());
+    for (int64_t h = 0; h < rules; ++h) {
+      bias[h]
+          .narrow(1, 0, s.tk)
+          .masked_fill_(hidden[h].narrow(0, begin, rows), -std::numeric_limits<double>::infinity());
+    }
+    if (rules > 1) bias = bias.repeat_interleave(s.group, 0);
+    bias = bias.unsqueeze(0).expand({s.batch, s.heads, rows, width}).narrow(3, 0, s.tk);
+    const auto result = at::_scaled_dot_product_efficient_attention(
+        q.narrow(1, begin, rows).transpose(1, 2), key, value, bias, true, 0.0, false, s.scale);
+    outs.push_back(std::get<0>(result).transpose(1, 2));
+    lses.push_back(std::get<1>(result).detach().narrow(2, 0, rows).transpose(1, 2));
+  }
+  if (outs.size() == 1) return {outs[0], lses[0]};
+  return {at::cat(outs, 1), at::cat(lses, 1)};
+}
+
 // CUDA: PyTorch's own kernels where they know the call. Made of differentiable operators, so that
 // autograd is theirs too.
 Pair attend_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -230,9 +276,6 @@ Pair attend_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   if (o.key_bias.defined() || o.alibi_slopes.defined()) return naive("biases have no kernel");
   if (o.block_start.defined()) return naive("block lists have no kernel");
   const int64_t window = s.head_window[0];
-  if (!s.same_window() || (window > 0 && s.head_sinks[0] > 0)) {
-    return naive("sinks and windows per head have no kernel");
-  }
   bool unseeing = false;  // queries that see no key, which PyTorch's kernels answer differently
   int64_t longest_q = 0, longest_k = 0;
   for (int64_t n = 0; n < s.sequences; ++n) {
@@ -246,8 +289,9 @@ Pair attend_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     cu_q = o.cu_seqlens_q.to(q.device(), at::kInt);
     cu_k = o.cu_seqlens_k.defined() ? o.cu_seqlens_k.to(q.device(), at::kInt) : cu_q;
   }
-  const bool flash =
-      q.scalar_type() != at::kFloat && s.dim == s.value_dim && s.dim % 8 == 0 && s.dim <= 256;
+  const bool masked = !s.same_window() || (window > 0 && s.head_sinks[0] > 0);
+  const bool flash = !masked && q.scalar_type() != at::kFloat && s.dim == s.value_dim &&
+                     s.dim % 8 == 0 && s.dim <= 256;
   if (flash) {
     const auto packed = [&](const at::Tensor& t) {
       return s.packed ? rows(t).squeeze(0) : rows(t);
@@ -264,17 +308,18 @@ Pair attend_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     if (s.packed) return {out.unsqueeze(0), lse.slice(1, 0, s.tq).t().unsqueeze(0)};
     return {out, lse.slice(2, 0, s.tq).transpose(1, 2)};
   }
-  if (s.dim % 4 != 0 || s.value_dim % 4 != 0) return naive("head dims must be multiples of 4");
-  if (window > 0) return naive("windows need bfloat16 or float16");
-  const auto expand = [&](const at::Tensor& t) {
-    return t.unsqueeze(3)
-        .expand({t.size(0), t.size(1), t.size(2), s.group, t.size(3)})
-        .reshape({t.size(0), t.size(1), s.heads, t.size(3)});
-  };
+  const int64_t aligned = q.scalar_type() == at::kFloat ? 4 : 8;
+  if (s.dim % aligned != 0 || s.value_dim % aligned != 0) {
+    return naive("head dims must be multiples of 4 (float32) or 8");
+  }
+  if (masked || window > 0) {
+    if (s.packed) return naive("packs with sinks, windows per head or float32 windows");
+    return attend_cuda_masked(q, k, v, o, s);
+  }
   constexpr int64_t kNoMask = 0, kCausalFromBottomRight = 2;
   const auto result = at::_efficient_attention_forward(
-      rows(q), expand(k), expand(v), std::nullopt, cu_q, cu_k, longest_q, longest_k, 0.0,
-      o.causal ? kCausalFromBottomRight : kNoMask, true, s.scale);
+      rows(q), for_query_heads(k, s), for_query_heads(v, s), std::nullopt, cu_q, cu_k, longest_q,
+      longest_k, 0.0, o.causal ? kCausalFromBottomRight : kNoMask, true, s.scale);
   const at::Tensor out = std::get<0>(result);
   at::Tensor lse = std::get<1>(result).detach();  // [B or N, H, queries rounded up]
   if (!s.packed) return {out, lse.slice(2, 0, s.tq).transpose(1, 2)};

@@ -76,7 +76,7 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
       search.lengths = options.lengths;
       search.kv_dtype = options.kv_dtype;
       search.candidates = options.thorough ? std::max(options.candidates, 6) : options.candidates;
-      search.repairs = options.thorough ? std::max(options.repairs, 2) : options.repairs;
+      search.repairs = options.thorough ? std::max(options.repairs, 6) : options.repairs;
       search.text_only = options.method == Method::kText;
       search.measure_heads_alone = options.thorough;
       search.records = records.get();

@@ -18,7 +18,7 @@ struct MakeOptions {
   std::vector<int64_t> windows;        // grid; empty: powers of two and their midpoints from 32 on
   int64_t sinks = 16;
   int64_t texts = 2, checks = 1;  // scored, and run with joint candidates
-  int candidates = 4, repairs = 1;
+  int candidates = 3, repairs = 2;
   // Scores more texts, and measures every head alone before allocating: hours on a CPU, minutes on
   // a GPU.
   bool thorough = false;

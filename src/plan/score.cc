@@ -39,6 +39,7 @@ Sample needle_sample(const data::NeedleDocument& document, int64_t limit) {
       break;
     }
     sample.tokens.insert(sample.tokens.end(), needle.question.begin(), needle.question.end());
+    sample.answers.push_back(static_cast<int64_t>(sample.rows.size()));
     for (int32_t token : needle.answer) {
       sample.rows.push_back(static_cast<int64_t>(sample.tokens.size()) - 1);
       sample.tokens.push_back(token);
@@ -48,6 +49,7 @@ Sample needle_sample(const data::NeedleDocument& document, int64_t limit) {
     throw UsageError("a needle document of {} tokens leaves no room for a question below {}",
                      document.tokens.size(), limit);
   }
+  sample.answers.push_back(static_cast<int64_t>(sample.rows.size()));
   return sample;
 }
 
@@ -63,6 +65,36 @@ struct Kept {
   at::Tensor q, k, v, out;
   op::AttendOptions options;
 };
+
+constexpr int64_t kRows = 512;  // whose scores over the vocabulary lie in memory at once
+
+// Loss of rows [begin, end) of `hidden` [n, C], unreduced.
+at::Tensor losses_of(const Decoder& model, const at::Tensor& hidden, const at::Tensor& targets,
+                     int64_t begin, int64_t end) {
+  const auto logits = model.logits(hidden.slice(0, begin, end)).to(at::kFloat);
+  return at::cross_entropy_loss(logits, targets.slice(0, begin, end), {}, at::Reduction::None);
+}
+
+// What each row's loss weighs (Sample::answers), [n] float32; undefined: 1.
+at::Tensor weights_of(const Decoder& model, const Sample& sample, const at::Tensor& hidden,
+                      const at::Tensor& targets) {
+  if (sample.answers.empty()) return {};
+  constexpr double kLeast = 0.1;
+  at::NoGradGuard no_gradients;
+  std::vector<at::Tensor> parts;
+  for (int64_t begin = 0; begin < hidden.size(0); begin += kRows) {
+    parts.push_back(
+        losses_of(model, hidden, targets, begin, std::min(begin + kRows, hidden.size(0))));
+  }
+  const auto losses = at::cat(parts);
+  auto weights = at::empty_like(losses);
+  for (size_t n = 0; n + 1 < sample.answers.size(); ++n) {
+    const int64_t begin = sample.answers[n], end = sample.answers[n + 1];
+    weights.slice(0, begin, end)
+        .copy_(losses.slice(0, begin, end).sum().neg().exp().clamp_min(kLeast));
+  }
+  return weights;
+}
 
 // Attention with one window for all heads.
 at::Tensor windowed(const Kept& kept, const HeadProgram& program) {
@@ -108,11 +140,12 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
     const auto targets = ids[0].index_select(0, rows + 1);
     // The output layer in pieces: its scores would not fit beside everything else.
     auto leaf = picked.detach().requires_grad_();
-    for (int64_t begin = 0; begin < leaf.size(0); begin += 512) {
-      const int64_t end = std::min(begin + 512, leaf.size(0));
-      const auto logits = model.logits(leaf.slice(0, begin, end)).to(at::kFloat);
-      const auto loss =
-          at::cross_entropy_loss(logits, targets.slice(0, begin, end), {}, at::Reduction::Sum);
+    const auto weights = weights_of(model, sample, leaf.detach(), targets);
+    for (int64_t begin = 0; begin < leaf.size(0); begin += kRows) {
+      const int64_t end = std::min(begin + kRows, leaf.size(0));
+      auto loss = losses_of(model, leaf, targets, begin, end);
+      if (weights.defined()) loss = loss * weights.slice(0, begin, end);
+      loss = loss.sum();
       scores.loss += loss.item<double>();
       loss.backward();
     }

@@ -45,6 +45,11 @@ Grid default_grid(int64_t context, int64_t sinks);
 struct Sample {
   eval::Tokens tokens;
   std::vector<int64_t> rows;  // row t scores tokens[t + 1]
+  // Answers that count as a whole: answer n is rows[answers[n]] .. rows[answers[n + 1] - 1], and
+  // its loss weighs p, the probability that the dense model gives it (at least 0.1): -p grad(log p)
+  // is the gradient of expected recall, to which an answer that is lost anyway adds nothing. Empty:
+  // every row weighs 1.
+  std::vector<int64_t> answers;
 };
 Sample text_sample(const eval::Tokens& text, int64_t from = eval::kScoredFrom);
 // A document with its questions and answers appended, as far as `limit` tokens reach; rows are
@@ -55,7 +60,7 @@ Sample needle_sample(const data::NeedleDocument& document, int64_t limit);
 struct Scores {
   int64_t layers = 0, heads = 0, options = 0;
   int64_t rows = 0;
-  double loss = 0;  // of the rows, summed
+  double loss = 0;  // of the rows, summed, as they weigh
   std::vector<double> linear, quadratic;
 
   size_t index(int64_t layer, int64_t head, int64_t option) const {

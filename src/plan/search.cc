@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "io/error.h"
@@ -12,7 +13,7 @@ namespace heed::plan {
 namespace {
 
 constexpr double kTextUnit = 0.015;   // ln perplexity ratio
-constexpr double kAnswerUnit = 0.15;  // nats an answer
+constexpr double kRecallUnit = 0.03;  // share of expected recall
 
 int64_t dense_positions(const Decoder& model, int64_t layer, int64_t length) {
   const auto& windows = model.config().windows;
@@ -36,6 +37,7 @@ int64_t dense_total(const Decoder& model, int64_t length) {
 std::string fingerprint(const std::vector<Sample>& samples) {
   std::string bytes;
   for (const auto& sample : samples) {
+    if (!sample.answers.empty()) bytes.append("weighed answers");
     bytes.append(reinterpret_cast<const char*>(sample.tokens.data()),
                  sample.tokens.size() * sizeof(int64_t));
     bytes.append(reinterpret_cast<const char*>(sample.rows.data()),
@@ -67,6 +69,7 @@ Json to_json(const Candidate& candidate) {
           {"nll", candidate.measured.nll},
           {"answer_nll", candidate.measured.answer_nll},
           {"recall", candidate.measured.recall},
+          {"expected_recall", candidate.measured.expected_recall},
           {"objective", candidate.objective}};
 }
 
@@ -132,14 +135,22 @@ SearchData make_search_data(const data::RecallGenerator& generator, const data::
     }
   }
   data::Random random(seed, 0x5ea7c4);
-  constexpr int64_t kNeedles = 8;
-  const int64_t room = std::min<int64_t>(context / 4, kNeedles * 48);
+  // Questions and answers follow the document; how long they are depends on wording and tokenizer.
+  const int64_t needles = std::clamp<int64_t>(context / 256, 4, 16);
+  const auto trial = generator.needles(context / 2, needles, random);
+  int64_t questions = 0, longest = 0;
+  for (const auto& needle : trial.needles) {
+    const auto length = static_cast<int64_t>(needle.question.size() + needle.answer.size());
+    questions += length + 2;
+    longest = std::max(longest, length + 2);
+  }
+  questions = std::min(questions, context / 4);
   for (int64_t n = 0; n < scored; ++n) {
     data.needles.push_back(
-        needle_sample(generator.needles(context - room, kNeedles, random), context));
+        needle_sample(generator.needles(context - questions, needles, random), context));
   }
   for (int64_t n = 0; n < checked; ++n) {
-    data.check_needles.push_back(generator.needles(context - room / kNeedles, kNeedles, random));
+    data.check_needles.push_back(generator.needles(context - longest, needles, random));
   }
   return data;
 }
@@ -178,10 +189,12 @@ Measured Search::measure(const Programs* programs) {
   const auto needles = eval::measure_needles(model_, data_.check_needles, setting, progress_);
   measured.recall = eval::recall_of(needles);
   measured.answer_nll = eval::answer_nll_of(needles);
+  measured.expected_recall = eval::expected_recall_of(needles);
   return measured;
 }
 
-Programs Search::allocated(const std::vector<double>& losses, double budget) const {
+Programs Search::allocated(const std::vector<double>& losses, double budget,
+                           const std::set<int64_t>& kept_full) const {
   const auto& config = model_.config();
   std::vector<std::vector<Option>> heads;
   std::vector<std::pair<int64_t, int64_t>> where;
@@ -189,7 +202,8 @@ Programs Search::allocated(const std::vector<double>& losses, double budget) con
     if (model_.blocks()[l].mixer) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       std::vector<Option> options;
-      for (int64_t p = 0; p < options_.grid.options(); ++p) {
+      const bool keep = kept_full.count(l * config.kv_heads + h) > 0;
+      for (int64_t p = keep ? options_.grid.options() - 1 : 0; p < options_.grid.options(); ++p) {
         Option option;
         option.loss = losses[text_.index(l, h, p)];
         for (int64_t length : options_.lengths) {
@@ -209,7 +223,10 @@ Programs Search::allocated(const std::vector<double>& losses, double budget) con
   const auto chosen = allocate(heads, budgets);
   Programs programs = full_programs(model_);
   for (size_t n = 0; n < chosen.size(); ++n) {
-    programs.heads[where[n].first][where[n].second] = options_.grid.program(chosen[n]);
+    const auto [l, h] = where[n];
+    if (!kept_full.count(l * config.kv_heads + h)) {
+      programs.heads[l][h] = options_.grid.program(chosen[n]);
+    }
   }
   return programs;
 }
@@ -218,7 +235,7 @@ std::vector<double> Search::heads_alone() {
   const auto& config = model_.config();
   const int64_t count = static_cast<int64_t>(options_.grid.windows.size());
   std::vector<double> values(text_.quadratic.size(), 0);
-  const std::string scope = "plan-alone/" + model_.hash() + "/" + fingerprint(data_.needles);
+  const std::string scope = "plan-alone-recall/" + model_.hash() + "/" + fingerprint(data_.needles);
   eval::Setting setting;
   setting.kv_dtype = options_.kv_dtype;
   progress_.begin("heads alone", config.layers * config.kv_heads);
@@ -241,7 +258,7 @@ std::vector<double> Search::heads_alone() {
           programs.heads[l][h] = options_.grid.program(p);
           setting.programs = &programs;
           const auto results = eval::measure_needles(model_, data_.check_needles, setting);
-          increase = std::max(0.0, eval::answer_nll_of(results) - dense_.answer_nll);
+          increase = std::max(0.0, dense_.expected_recall - eval::expected_recall_of(results));
           if (options_.records) options_.records->put_result(scope, key, Json(increase).dump());
         }
         points.emplace_back(std::log(static_cast<double>(options_.grid.windows[p])), increase);
@@ -267,9 +284,12 @@ Candidate& Search::run(std::string how, const Programs& programs) {
     if (candidate.programs.heads == programs.heads) return candidate;
   }
   Candidate candidate{std::move(how), programs, measure(&programs), 0};
-  candidate.objective =
-      std::max(0.0, candidate.measured.nll - dense_.nll) / kTextUnit +
-      std::max(0.0, candidate.measured.answer_nll - dense_.answer_nll) / kAnswerUnit;
+  const double text = std::max(0.0, candidate.measured.nll - dense_.nll);
+  const double lost = dense_.expected_recall > 0
+                          ? 1 - candidate.measured.expected_recall / dense_.expected_recall
+                          : 0;
+  candidate.objective = (text + 3 * std::max(0.0, text - 0.9 * kTextUnit)) / kTextUnit +
+                        std::max(0.0, lost) / kRecallUnit;
   tried_.push_back(std::move(candidate));
   return tried_.back();
 }
@@ -284,7 +304,7 @@ Candidate Search::find(double budget) {
     tried_.push_back({"dense", full_programs(model_), dense_, 0});
     return tried_[0];
   }
-  tried_.reserve(32);
+  tried_.reserve(64);  // run() returns references
   const auto text = changes(text_, false);
   auto needle = changes(needle_, false);
   if (options_.measure_heads_alone && !options_.text_only) {
@@ -296,11 +316,13 @@ Candidate Search::find(double budget) {
       }
     }
   }
+  if (options_.text_only) return run("text scores", allocated(text, budget));
+  // Both scores in units of their sums around dense.
   const double text_sum = std::max(total(text), 1e-30), needle_sum = std::max(total(needle), 1e-30);
-  const auto mix = [&](double text_weight, double needle_weight) {
+  const auto mix = [&](double weight) {
     std::vector<double> losses(text.size());
     for (size_t i = 0; i < losses.size(); ++i) {
-      losses[i] = text_weight * text[i] + needle_weight * needle[i];
+      losses[i] = text[i] / text_sum + weight * needle[i] / needle_sum;
     }
     return losses;
   };
@@ -309,50 +331,82 @@ Candidate Search::find(double budget) {
       return a.objective < b.objective;
     });
   };
-  if (options_.text_only) return run("text scores", allocated(text, budget));
-  // Weights in units of each score's sum; where the best is at an end, go on in that direction.
-  double low = 1, high = 10;
-  const auto try_weight = [&](double weight) -> double {
-    return run(fmt::format("scores, needle weight {:g}", weight),
-               allocated(mix(1 / text_sum, weight / needle_sum), budget))
-        .objective;
-  };
-  double at_low = try_weight(low), at_high = try_weight(high);
-  for (int n = 2; n < options_.candidates; ++n) {
-    if (at_high <= at_low) {
-      low = std::sqrt(low * high);
-      if (n == 2) {
-        low = high, at_low = at_high;
-        high *= 5, at_high = try_weight(high);
+  // Weights on a geometric ladder: from 3 upwards while that helps, else downwards, then between
+  // the best and its better neighbour.
+  const auto search_weight = [&](double first, int count) {
+    std::map<double, double> objective;
+    const auto at = [&](double weight) {
+      objective[weight] =
+          run(fmt::format("scores, needle weight {:.3g}", weight), allocated(mix(weight), budget))
+              .objective;
+    };
+    constexpr double kStep = 3;
+    at(first);
+    for (int n = 1; n < count; ++n) {
+      const auto least =
+          std::min_element(objective.begin(), objective.end(),
+                           [](const auto& a, const auto& b) { return a.second < b.second; });
+      const bool highest = std::next(least) == objective.end();
+      if (highest) {
+        at(least->first * kStep);
+      } else if (least == objective.begin()) {
+        at(least->first / kStep);
       } else {
-        at_low = try_weight(low);
+        const auto below = std::prev(least), above = std::next(least);
+        at(std::sqrt(least->first * (below->second < above->second ? below : above)->first));
       }
-    } else {
-      high = std::sqrt(low * high), at_high = try_weight(high);
     }
-  }
-  // Around the best one the first-order terms say which heads miss context.
-  for (int n = 0; n < options_.repairs; ++n) {
-    const Candidate start = best();
-    const auto text_now =
-        changes(score_heads(model_, data_.texts, options_.grid, &start.programs, progress_), true);
-    const auto needle_scores =
-        score_heads(model_, data_.needles, options_.grid, &start.programs, progress_);
-    const auto needle_now = changes(needle_scores, true);
-    // A row of the needle score is one token of an answer.
-    const double answer_rows = static_cast<double>(needle_scores.rows) /
-                               std::max<double>(1, static_cast<double>(needle_scores.rows) / 6);
-    for (double trust : {1.0, 3.0}) {
-      std::vector<double> losses(text.size());
-      for (size_t i = 0; i < losses.size(); ++i) {
-        losses[i] = trust * (text_now[i] / kTextUnit + answer_rows * needle_now[i] / kAnswerUnit);
-        // Stay near the allocation that the scores around dense gave.
-        losses[i] += text[i] / kTextUnit + answer_rows * needle[i] / kAnswerUnit;
-      }
-      run(fmt::format("repair {} (trust {:g})", n + 1, trust), allocated(losses, budget));
-    }
-  }
+    return std::min_element(objective.begin(), objective.end(),
+                            [](const auto& a, const auto& b) { return a.second < b.second; })
+        ->first;
+  };
+  const double weight = search_weight(3, options_.candidates);
+  if (options_.repairs > 0) repair(best(), mix(weight), budget);
   return best();
+}
+
+void Search::repair(Candidate start, const std::vector<double>& losses, double budget) {
+  const auto now =
+      changes(score_heads(model_, data_.needles, options_.grid, &start.programs, progress_), true);
+  const int64_t heads = model_.config().kv_heads, full = options_.grid.options() - 1;
+  std::set<int64_t> kept;                          // heads that stay full
+  std::vector<std::pair<double, int64_t>> missed;  // gain by the full cache, head
+  for (int64_t l = 0; l < model_.config().layers; ++l) {
+    if (model_.blocks()[l].mixer) continue;
+    for (int64_t h = 0; h < heads; ++h) {
+      if (start.programs.heads[l][h].full()) {
+        kept.insert(l * heads + h);
+      } else {
+        missed.emplace_back(-now[text_.index(l, h, full)], l * heads + h);
+      }
+    }
+  }
+  std::sort(missed.rbegin(), missed.rend());
+  // One full cache more may be beyond the budget even when all other heads keep the least.
+  const auto fits = [&](const std::set<int64_t>& set) {
+    Programs least = full_programs(model_);
+    for (int64_t l = 0; l < model_.config().layers; ++l) {
+      for (int64_t h = 0; h < static_cast<int64_t>(least.heads[l].size()); ++h) {
+        if (!set.count(l * heads + h)) least.heads[l][h] = options_.grid.program(0);
+      }
+    }
+    return std::all_of(options_.lengths.begin(), options_.lengths.end(),
+                       [&](int64_t length) { return budget_of(model_, least, length) <= budget; });
+  };
+  double reached = start.objective;
+  for (size_t n = 0; n < missed.size() && n < static_cast<size_t>(options_.repairs); ++n) {
+    const auto [gain, head] = missed[n];
+    auto with = kept;
+    with.insert(head);
+    if (gain <= 0 || !fits(with)) break;
+    const auto& candidate =
+        run(fmt::format("repair: layer {} head {} full", head / heads, head % heads),
+            allocated(losses, budget, with));
+    if (candidate.objective < reached) {
+      reached = candidate.objective;
+      kept = with;
+    }
+  }
 }
 
 Method method_from_name(const std::string& name) {

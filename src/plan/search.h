@@ -2,20 +2,22 @@
 //
 // 1. Score all heads and windows at once, on real text and on the answers to needle questions
 //    (score.h): text alone does not see retrieval, retrieval alone does not set windows.
-// 2. Allocate by an integer program (allocate.h) over a weighted sum of both, for a few weights.
-// 3. Run each joint allocation on text and needles that the scores have not seen; what is measured
-//    calibrates the scores (their sums are off by a factor, which cancels in neither weight), and
-//    the next allocation uses the calibrated sum.
-// 4. Score again around the best allocation, where the first-order term now says which heads miss
-//    their context, and allocate again (the greedy repair of interactions that single heads do not
-//    show).
+// 2. Allocate by an integer program (allocate.h) over a weighted sum of both, for a few weights,
+//    and run each joint allocation on text and needles that the scores have not seen.
+// 3. Repair greedily: score the answers again around the best allocation, where the first-order
+// term
+//    is no longer zero and says which heads the answers now miss (single heads around the dense
+//    model do not show what they do for one another); give the first of them the full cache, let
+//    the integer program pay for it, and keep what measures better.
 //
-// The objective of a joint candidate, which also weighs the two scores, is
-//   (ln perplexity ratio) / 0.015 + (increase of an answer's loss, nats) / 0.15.
+// The objective of a joint candidate, in which 1 is what a plan may cost at most:
+//   T / 0.015 + A / 0.03 + 3 max(0, T - 0.0135) / 0.015,
+// T = ln(perplexity ratio), not below 0, and A = the share of expected recall that is lost.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,6 +43,7 @@ struct Measured {
   double nll = 0;         // nats a token of text
   double answer_nll = 0;  // nats an answer
   double recall = 0;
+  double expected_recall = 0;  // mean probability of a whole answer
 };
 
 struct Candidate {
@@ -55,8 +58,8 @@ struct SearchOptions {
   Grid grid;
   std::vector<int64_t> lengths;  // declared lengths; the budget holds at each
   at::ScalarType kv_dtype = at::kHalf;
-  int candidates = 5;      // joint allocations measured before repair, at most 10 in all
-  int repairs = 2;         // times that the model is scored again around the best one
+  int candidates = 3;      // joint allocations measured before repair, at most 10 in all
+  int repairs = 4;         // heads tried in the repair
   bool text_only = false;  // allocate by the loss of text alone
   // Also measures each head alone at three windows on the needle questions, and lets that score
   // stand beside the second-order one: 3 x heads runs.
@@ -83,10 +86,14 @@ class Search {
  private:
   Measured measure(const Programs* programs);
   Scores scored(const std::string& name, const std::vector<Sample>& samples);
-  Programs allocated(const std::vector<double>& losses, double budget) const;
-  // Increase of an answer token's loss when a head alone is windowed, measured, in the shape of
-  // Scores; windows between the measured ones by interpolation over the logarithm of the length.
+  // `kept_full`: flat indices layer * heads + head that stay full.
+  Programs allocated(const std::vector<double>& losses, double budget,
+                     const std::set<int64_t>& kept_full = {}) const;
+  // Expected recall lost when a head alone is windowed, measured, in the shape of Scores; windows
+  // between the measured ones by interpolation over the logarithm of the length.
   std::vector<double> heads_alone();
+  // Step 3 above, from `start`; `losses` as for allocated().
+  void repair(Candidate start, const std::vector<double>& losses, double budget);
   Candidate& run(std::string how, const Programs& programs);
 
   const Decoder& model_;

@@ -211,7 +211,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   choose(o.eval_documents, 2, 3);
   if (o.controls == 0) o.controls = o.quick ? 2 : 3;
   if (o.candidates == 0) o.candidates = o.quick ? 2 : 3;
-  if (o.repairs < 0) o.repairs = 0;
+  if (o.repairs < 0) o.repairs = o.quick ? 0 : 2;
   if (o.budgets.empty()) o.budgets = o.quick ? std::vector{0.3} : std::vector{0.5, 0.3, 0.2};
   // Fail before the work, not after it.
   const EmptyFolder until_written(o.out);
@@ -237,6 +237,9 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   search_options.kv_dtype = o.kv_dtype;
   search_options.candidates = o.candidates;
   search_options.repairs = o.repairs;
+  // Scores are kept in the report's folder: another budget or a second try needs them again.
+  data::Records records((fs::path(o.out) / "scores.sqlite").string());
+  search_options.records = &records;
   plan::Search search(bench.model,
                       plan::make_search_data(search_generator, search_text, context, o.search_texts,
                                              o.check_texts, o.seed),
@@ -249,6 +252,19 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   dense.method = "dense";
 
   Json plans = Json::array(), control = Json::array();
+  // What is measured so far, for whoever stops a long run.
+  const auto save = [&] {
+    const Json partial = {{"partial", true},
+                          {"model", {{"name", o.model}}},
+                          {"context", context},
+                          {"dense", to_json(dense)},
+                          {"plans", plans},
+                          {"control", control},
+                          {"needles", dense_needles.size()},
+                          {"seconds", seconds()}};
+    write_text_atomic((fs::path(o.out) / "report.json").string(), partial.dump(1) + "\n");
+  };
+  save();
   size_t chosen = 0;
   for (size_t n = 1; n < o.budgets.size(); ++n) {
     if (std::abs(o.budgets[n] - 0.3) < std::abs(o.budgets[chosen] - 0.3)) chosen = n;
@@ -278,6 +294,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
     row["plan"] = plan_to_json(plan);
     row["file"] = file;
     plans.push_back(std::move(row));
+    save();
     if (n != chosen) continue;
     chosen_programs = found.programs;
     for (int c = 0; c < o.controls; ++c) {
@@ -286,6 +303,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
       s.method = fmt::format("shuffled {}", c + 1);
       s.budget = budget;
       control.push_back(to_json(s));
+      save();
     }
   }
 
