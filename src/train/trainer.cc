@@ -17,6 +17,7 @@
 #include "data/records.h"
 #include "io/atomic_file.h"
 #include "io/error.h"
+#include "io/mapped_file.h"
 #include "io/text_file.h"
 #include "io/tokenizer/open.h"
 #include "model/decoder.h"
@@ -148,6 +149,10 @@ class Run {
     if (newest) {
       start_ = load_checkpoint(*newest);
       check_same_run(start_.config, config_to_json(config));
+    }
+    // Before anything is made: a folder of a run that could not begin would be in the way.
+    for (const auto* texts : {&config_.data.train, &config_.data.valid, &config_.data.test}) {
+      for (const std::string& text : *texts) const MappedFile readable(text);
     }
     make_folders(out_);
     open_text();

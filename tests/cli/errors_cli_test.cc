@@ -113,11 +113,20 @@ TEST_F(Errors, ADemoThatCannotBeginLeavesNothing) {
   EXPECT_FALSE(fs::exists(folder_ / "report"));
 }
 
+TEST_F(Errors, ARunThatCannotBeginLeavesNothing) {
+  write("run.toml", "[data]\ntrain = [\"none.txt\"]\n");
+  expect_refused(call("train run.toml --out run"), 1, "none.txt");
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
+  write("run.toml", "[data]\ntrain = [");
+  expect_refused(call("train run.toml --out run"), 2, "run.toml:");
+}
+
 TEST_F(Errors, TextsThatAreTooShortOrMissing) {
   write("short.txt", "A text of a few words.");
   write("empty.txt", "");
   expect_refused(call("inspect " + kModel + " --data short.txt"), 2, "room for 0 windows");
-  expect_refused(call("eval " + kModel + " --lengths 512 --data short.txt"), 2, "room for 0 windows");
+  expect_refused(call("eval " + kModel + " --lengths 512 --data short.txt"), 2,
+                 "room for 0 windows");
   expect_refused(call("eval " + kModel + " --lengths 512 --data empty.txt"), 1, "empty.txt");
   expect_refused(call("generate " + kModel + " --file none.txt"), 1, "none.txt");
   expect_refused(call("generate " + kModel + " --file empty.txt"), 2, "prompt is empty");
