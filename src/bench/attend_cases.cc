@@ -235,6 +235,7 @@ Case decode_case(const Shape& s) {
   c.op = "attend";
   c.pass = "decode";
   c.dtype = "float16";
+  c.arithmetic = "float32";
   c.shape = shape_json(s);
   c.shape["T"] = 1;
   c.shape["context"] = s.tokens;

@@ -31,6 +31,7 @@ struct Work {
 
 struct Case {
   std::string name, op, pass, dtype;
+  std::string arithmetic;  // see Record
   Json shape;
   int64_t bytes = 0, flops = 0;
   bool cuda = true;  // has a form there

@@ -154,6 +154,7 @@ class Report {
     if (way.attention.empty() || end == 0) return;
     Record attention = start(way, "softmax-decode", "decode", way.attention);
     attention.dtype = dtype_name(options_.kv_dtype);
+    attention.arithmetic = "float32";
     attention.flops = width * seen;
     attention.bytes = kv;
     attention.error = way.last.attention_error;
@@ -227,7 +228,7 @@ Json run_model(const Decoder& model, const ModelOptions& options, Progress& prog
     throw UsageError("--context: {} tokens and {} steps do not fit, the model takes {}",
                      options.context, options.steps, model.context());
   }
-  const Machine machine = measure_machine(model.options().device, options.quick, progress);
+  Machine machine = measure_machine(model.options().device, options.quick, progress);
   const auto tokens = random_tokens(model, options.context);
   std::vector<Way> ways = {{"dense", nullptr}};
   if (options.programs) ways.push_back({options.plan, options.programs});
@@ -256,6 +257,7 @@ Json run_model(const Decoder& model, const ModelOptions& options, Progress& prog
     report.add(way, expected_scores(model, tokens, way));
   }
   progress.end();
+  measure_again(machine, model.options().device, options.quick, progress);
   return to_json(machine, report.take());
 }
 

@@ -42,7 +42,9 @@ Json to_json(const Record& r, const Machine& m) {
   j["tflops"] = tflops;
   j["of_copy"] = gbps / m.copy_gbps;
   j["of_read"] = gbps / m.read_gbps;
-  const auto matmul = m.matmul_tflops.find(r.dtype);
+  const std::string& arithmetic = r.arithmetic.empty() ? r.dtype : r.arithmetic;
+  j["arithmetic"] = arithmetic;
+  const auto matmul = m.matmul_tflops.find(arithmetic);
   j["of_matmul"] = matmul == m.matmul_tflops.end() ? Json() : Json(tflops / matmul->second);
   j["error"] = r.error;
   j["reference"] = r.reference;

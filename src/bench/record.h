@@ -23,6 +23,7 @@ struct PeerRecord {
 struct Record {
   std::string name;  // what --filter matches: "attend/forward/float32/T512-D64-H8"
   std::string op, pass, dtype;
+  std::string arithmetic;  // dtype that is computed in, for of_matmul; empty: dtype
   Json shape = Json::object();
   double ms = 0, ms_min = 0, ms_max = 0;  // median and range
   int runs = 0;
