@@ -1,5 +1,7 @@
 // scan_step: one token, the state updated in place. The state is read and written once from memory:
-// the corrected forms go over a block of 64 columns twice while it is in the cache.
+// the corrected forms go over a block of 128 columns twice while it is in the cache.
+#include <algorithm>
+
 #include "kernel/parallel.h"
 #include "kernel/scan/problem.h"
 #include "kernel/simd_targets.h"
@@ -14,7 +16,17 @@
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
 
-constexpr int64_t kStepColumns = 64;
+constexpr int64_t kStepColumns = 128;
+// The state is asked for so far ahead, into the second-level cache, which has more misses under way
+// than the first.
+constexpr int64_t kStepAhead = 4096;  // bytes
+
+HWY_INLINE void fetch_ahead(const float* at, int64_t width) {
+  const auto first = reinterpret_cast<uintptr_t>(at) + kStepAhead;
+  for (int64_t i = 0; i < width * 4; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(first + static_cast<uintptr_t>(i)), 1, 2);
+  }
+}
 
 // The rows of one token, in floats; two-float decays keep many steps from drifting.
 struct StepRows {
@@ -91,6 +103,7 @@ void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, 
     if (general || delta) {
       for (int64_t i = 0; i < s.dk; ++i) {
         const float* at = state_row(i);
+        fetch_ahead(at, width);
         const VF c = hn::Set(d, x.c[i]);
         for (int64_t e = 0; e < whole; e += kLanes) {
           hn::Store(hn::MulAdd(c, hn::LoadU(d, at + e), hn::Load(d, read + e)), d, read + e);
@@ -103,6 +116,7 @@ void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, 
     }
     for (int64_t i = 0; i < s.dk; ++i) {
       const float* at = state_row(i);
+      if (!general && !delta) fetch_ahead(at, width);
       const VF q = hn::Set(d, x.q[i]), k = hn::Set(d, x.k[i]), p = hn::Set(d, x.p[i]);
       const VF hi = hn::Set(d, x.hi[i]), lo = hn::Set(d, x.lo[i]);
       for (int64_t e = 0; e < whole; e += kLanes) {
@@ -157,10 +171,14 @@ heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
   status = scratch.take(args, floats);
   if (status != HEED_OK) return status;
   const auto task = HWY_DYNAMIC_DISPATCH(step_task);
-  parallel_for(parallel, pairs * blocks, [&](int64_t i, int32_t worker) {
-    const int64_t pair = i / blocks;
-    task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
-         scratch.floats() + worker * (floats / threads));
+  // Runs of states that are neighbours in memory.
+  const int64_t items = pairs * blocks, runs = std::min<int64_t>(items, 8 * threads);
+  parallel_for(parallel, runs, [&](int64_t run, int32_t worker) {
+    for (int64_t i = items * run / runs; i < items * (run + 1) / runs; ++i) {
+      const int64_t pair = i / blocks;
+      task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
+           scratch.floats() + worker * (floats / threads));
+    }
   });
   return HEED_OK;
 }
