@@ -2,12 +2,17 @@
 
 #include <ATen/ATen.h>
 
+#include <unistd.h>
+
+#include <cstdlib>
 #include <random>
 
 #include "bench/cases.h"
 #include "bench/machine.h"
+#include "bench/peer_process.h"
 #include "eval/measure.h"
 #include "io/error.h"
+#include "model/hub.h"
 
 namespace heed::bench {
 namespace {
@@ -102,29 +107,60 @@ void set_times(Record& r, const std::vector<double>& times) {
   r.runs = static_cast<int>(times.size());
 }
 
-std::vector<PeerRecord> absent_peers(const std::vector<std::string>& names) {
-  std::vector<PeerRecord> peers;
+void check_peers(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
-    if (name == "none") continue;
-    PeerRecord peer;
-    peer.name = name;
-    if (name == "transformers") {
-      peer.reason = "a Python library; tests/interop/smollm2_logits_test.py times both";
-    } else if (name == "llama.cpp") {
-      peer.reason = "no library of it is linked";
-    } else {
-      throw UsageError("--peers: `{}` is not known, expected none, transformers or llama.cpp",
-                       name);
-    }
-    peers.push_back(std::move(peer));
+    if (name == "none" || name == "transformers" || name == "llama.cpp") continue;
+    throw UsageError("--peers: `{}` is not known, expected none, transformers or llama.cpp", name);
   }
-  return peers;
+}
+
+// Hugging Face transformers in a Python of its own, where there is one.
+struct Transformers {
+  std::unique_ptr<PeerProcess> process;
+  std::string version, reason;
+  std::vector<double> prefill, decode;  // ms
+};
+
+Transformers open_transformers(const Decoder& model) {
+  Transformers t;
+  const char* named = std::getenv("HEED_BENCH_PYTHON");
+  const std::string python = named ? named : home_folder() + "/.venv-interop/bin/python";
+  if (::access(python.c_str(), X_OK) != 0) {
+    t.reason = "no Python with transformers (./heed test --all makes one)";
+  } else if (model.options().device.is_cuda() || model.options().dtype != at::kFloat) {
+    t.reason = "timed in float32 on the CPU only";
+  } else {
+    try {
+      t.process = std::make_unique<PeerProcess>(
+          std::vector<std::string>{python, home_folder() + "/bench/transformers_peer.py",
+                                   model.path(), std::to_string(at::get_num_threads())});
+      const Json hello = t.process->receive();
+      t.reason = get_string(hello, "error", python, "");
+      t.version = get_string(hello, "version", python, "");
+    } catch (const Interrupted&) {
+      throw;
+    } catch (const Error& e) {
+      t.reason = e.what();
+    }
+  }
+  if (!t.reason.empty()) t.process.reset();
+  return t;
+}
+
+void run_transformers(Transformers& t, const std::vector<int64_t>& tokens, int steps) {
+  t.process->send({{"tokens", tokens}, {"steps", steps}});
+  const Json answer = t.process->receive();
+  t.prefill.push_back(get_float(answer, "prefill", "transformers"));
+  for (const double ms : get_floats(answer, "decode", "transformers")) t.decode.push_back(ms);
 }
 
 class Report {
  public:
-  Report(const Decoder& model, const ModelOptions& options)
-      : model_(model), options_(options), weights_(weights_of(model)) {}
+  Report(const Decoder& model, const ModelOptions& options, const Transformers& transformers)
+      : model_(model),
+        options_(options),
+        transformers_(transformers),
+        weights_(weights_of(model)) {}
 
   void add(const Way& way, const at::Tensor& expected) {
     const auto& config = model_.config();
@@ -208,14 +244,30 @@ class Report {
         r.peers.push_back(std::move(peer));
       }
     }
-    if (r.op == "generate") {
-      for (PeerRecord& p : absent_peers(options_.peers)) r.peers.push_back(std::move(p));
+    for (const std::string& name : options_.peers) {
+      if (r.op != "generate" || name == "none") continue;
+      PeerRecord peer;
+      peer.name = name;
+      if (name == "llama.cpp") {
+        peer.reason = "no library of it is linked";
+      } else if (!transformers_.process) {
+        peer.reason = transformers_.reason;
+      } else {
+        const auto& times = r.pass == "prefill" ? transformers_.prefill : transformers_.decode;
+        peer.version = transformers_.version;
+        peer.error = -1;
+        peer.ms = median_of(times);
+        peer.ms_min = *std::min_element(times.begin(), times.end());
+        peer.ms_max = *std::max_element(times.begin(), times.end());
+      }
+      r.peers.push_back(std::move(peer));
     }
     records_.push_back(std::move(r));
   }
 
   const Decoder& model_;
   const ModelOptions& options_;
+  const Transformers& transformers_;
   const Weights weights_;
   std::vector<Record> records_;
 };
@@ -223,7 +275,7 @@ class Report {
 }  // namespace
 
 Json run_model(const Decoder& model, const ModelOptions& options, Progress& progress) {
-  absent_peers(options.peers);  // unknown names are refused before anything runs
+  check_peers(options.peers);
   if (options.context + options.steps > model.context()) {
     throw UsageError("--context: {} tokens and {} steps do not fit, the model takes {}",
                      options.context, options.steps, model.context());
@@ -234,6 +286,11 @@ Json run_model(const Decoder& model, const ModelOptions& options, Progress& prog
   if (options.programs) ways.push_back({options.plan, options.programs});
   const int rounds = options.quick ? 1 : options.rounds;
   const auto count = static_cast<int64_t>(ways.size());
+  Transformers transformers;
+  if (std::find(options.peers.begin(), options.peers.end(), "transformers") !=
+      options.peers.end()) {
+    transformers = open_transformers(model);
+  }
   progress.begin("Timing the model", (rounds + 1) * count);
   int64_t done = 0;
   for (int round = 0; round < rounds; ++round) {
@@ -250,8 +307,9 @@ Json run_model(const Decoder& model, const ModelOptions& options, Progress& prog
       append(way.decode, way.last.decode_times);
       append(way.attention, way.last.attention_times);
     }
+    if (transformers.process) run_transformers(transformers, tokens, options.steps);
   }
-  Report report(model, options);
+  Report report(model, options, transformers);
   for (Way& way : ways) {
     progress.step(done++, "checking " + way.name);
     report.add(way, expected_scores(model, tokens, way));

@@ -26,6 +26,8 @@ struct ModelOptions {
   bool quick = false;  // small measurement of the machine, one round
 };
 
+// Peers: "transformers" is timed in turn where there is a Python that has it (.venv-interop of the
+// source folder, or HEED_BENCH_PYTHON); "llama.cpp" is listed with a reason.
 // Records `generate` prefill and decode, and `softmax-decode` decode (the attention calls of all
 // layers alone); those of the plan have the dense model as a peer. Throws UsageError for a context
 // that the model does not have and for an unknown peer, Error where scores are wrong beyond the

@@ -57,7 +57,7 @@ Json to_json(const Record& r, const Machine& m) {
       peer["ms_min"] = p.ms_min;
       peer["ms_max"] = p.ms_max;
       peer["ratio"] = p.ms / r.ms;
-      peer["error"] = p.error;
+      peer["error"] = p.error < 0 ? Json() : Json(p.error);
     } else {
       peer["reason"] = p.reason;
     }

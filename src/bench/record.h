@@ -17,7 +17,7 @@ namespace heed::bench {
 struct PeerRecord {
   std::string name, version, reason;
   double ms = 0, ms_min = 0, ms_max = 0;
-  double error = 0;
+  double error = 0;  // negative: not known
 };
 
 struct Record {
