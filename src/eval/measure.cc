@@ -88,6 +88,124 @@ double run_chunks(const Decoder& model, std::span<const int64_t> tokens, Decoder
   return spent;
 }
 
+// ||out - softmax(scale q K^T) V|| / ||.|| over the rows that a head keeps, in float64. q, out [D].
+double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv, int64_t head) {
+  std::vector<at::Tensor> k, v;
+  for (const auto& run : kv.runs(head)) {
+    k.push_back(run.k.to(at::kDouble));
+    v.push_back(run.v.to(at::kDouble));
+  }
+  const double scale = 1 / std::sqrt(static_cast<double>(q.size(0)));
+  const auto weights = at::softmax(at::mv(at::cat(k), q.to(at::kDouble)).mul(scale), 0);
+  const auto expected = at::mv(at::cat(v).t(), weights);
+  return (out.to(at::kDouble).sub(expected).norm() / expected.norm()).item<double>();
+}
+
+// Times of one token's attention calls of all layers over the state as it is, and the largest error
+// of a first head.
+void time_attention(const Decoder& model, const DecoderState& state, int repeats, Latency& result) {
+  const auto& config = model.config();
+  struct Work {
+    const KvState* kv;
+    std::vector<kernel::Segment> segments;
+    std::vector<std::pair<size_t, size_t>> ranges;
+    std::vector<kernel::AttendJob> jobs;
+    kernel::AttendTable table;
+    at::Tensor q, out, lse;
+  };
+  std::vector<Work> layers;
+  for (int64_t l = 0; l < config.layers; ++l) {
+    const auto* kv = dynamic_cast<const KvState*>(&state.layer(l));
+    if (!kv || model.options().device.is_cuda()) continue;
+    Work work;
+    work.kv = kv;
+    const int64_t heads = static_cast<int64_t>(kv->programs().size());
+    const int64_t group = config.heads / heads;
+    const int64_t width = kv->options().head_dim;
+    work.q = at::randn({heads * group, width});
+    work.out = at::empty({heads * group, width});
+    work.lse = at::empty({heads * group});
+    for (int64_t h = 0; h < heads; ++h) {
+      const size_t begin = work.segments.size();
+      kv->add_segments(h, work.segments);
+      work.ranges.emplace_back(begin, work.segments.size());
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      kernel::AttendJob job;
+      job.q = work.q.data_ptr<float>() + h * group * width;
+      job.out = work.out.data_ptr<float>() + h * group * width;
+      job.lse = work.lse.data_ptr<float>() + h * group;
+      job.q_stride = job.out_stride = group * width;
+      job.q_head_stride = job.out_head_stride = width;
+      job.lse_stride = group;
+      job.lse_head_stride = 1;
+      job.queries = 1;
+      job.q_position = kv->length() - 1;  // the last token, as in a step
+      job.window = kv->programs()[h].window;
+      job.sinks = kv->programs()[h].sinks;
+      work.jobs.push_back(job);
+    }
+    work.table.group = static_cast<int32_t>(group);
+    work.table.head_dim = work.table.value_dim = static_cast<int32_t>(width);
+    const auto dtype = kv->options().dtype;
+    work.table.kv_dtype = dtype == at::kHalf       ? HEED_FLOAT16
+                          : dtype == at::kBFloat16 ? HEED_BFLOAT16
+                                                   : HEED_FLOAT32;
+    work.table.scale = 1.0f / std::sqrt(static_cast<float>(width));
+    layers.push_back(std::move(work));
+  }
+  for (auto& work : layers) {
+    for (size_t h = 0; h < work.jobs.size(); ++h) {
+      work.jobs[h].segments = work.segments.data() + work.ranges[h].first;
+      work.jobs[h].segment_count =
+          static_cast<int32_t>(work.ranges[h].second - work.ranges[h].first);
+    }
+    work.table.jobs = work.jobs.data();
+    work.table.job_count = static_cast<int64_t>(work.jobs.size());
+  }
+  for (int r = 0; r < repeats; ++r) {
+    const auto start = Clock::now();
+    for (const auto& work : layers) op::attend_jobs(work.table);
+    result.attention_times.push_back(milliseconds_since(start));
+  }
+  result.attention_ms = median(result.attention_times);
+  for (const auto& work : layers) {
+    result.attention_error =
+        std::max(result.attention_error, head_error(work.q[0], work.out[0], *work.kv, 0));
+  }
+}
+
+void count_bytes(const Decoder& model, const DecoderState& state, Latency& result) {
+  result.context = state.length();
+  result.kv_bytes = state.bytes();
+  for (int64_t l = 0; l < model.config().layers; ++l) {
+    if (const auto* kv = dynamic_cast<const KvState*>(&state.layer(l))) {
+      result.kv_formula += KvState::formula_bytes(
+          kv->programs(), kv->options().head_dim,
+          static_cast<int64_t>(c10::elementSize(kv->options().dtype)), result.context);
+    }
+  }
+}
+
+// Feeds `steps` tokens one at a time, times each and their attention; `choose` gets the scores
+// [1, V] over the token to feed. Returns the last scores.
+template <typename Choose>
+at::Tensor time_steps(const Decoder& model, DecoderState& state, at::Tensor scores, int steps,
+                      Latency& result, Choose choose) {
+  DecoderState* const states[] = {&state};
+  for (int n = 0; n < steps && state.length() < model.context(); ++n) {
+    check_interrupted();
+    const int64_t next[] = {choose(scores)};
+    const auto begin = Clock::now();
+    scores = model.logits(model.step(next, states)[0]);
+    wait_for(model.options().device);
+    result.decode_times.push_back(milliseconds_since(begin));
+  }
+  result.decode_ms = median(result.decode_times);
+  time_attention(model, state, steps, result);
+  return scores;
+}
+
 }  // namespace
 
 double TextResult::nll() const {
@@ -103,7 +221,7 @@ double TextResult::nll() const {
 double TextResult::perplexity() const { return std::exp(nll()); }
 
 TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
-                        const Setting& setting, int64_t from, Progress& progress) {
+                        const Setting& setting, int64_t from, Progress& progress, int timed_steps) {
   c10::InferenceMode no_gradients;
   TextResult result;
   std::vector<double> times;
@@ -111,7 +229,8 @@ TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
   for (size_t n = 0; n < texts.size(); ++n) {
     const Tokens& text = texts[n];
     const int64_t total = static_cast<int64_t>(text.size());
-    if (total <= from) {
+    const int64_t steps = n == 0 ? timed_steps : 0, read = total - steps;
+    if (read <= from) {
       throw UsageError(
           "a text of {} tokens has nothing after position {} to score; give longer "
           "text or a smaller start",
@@ -120,23 +239,40 @@ TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
     const auto targets = as_ids(text, model.options().device)[0];
     auto state = model.make_state(state_options(setting));
     TextResult::Text scored;
-    times.push_back(run_chunks(model, text, *state, chunk_of(model, setting),
-                               [&](const at::Tensor& hidden, int64_t begin) {
-                                 // Row r predicts token begin + r + 1; scored are tokens from
-                                 // `from` on.
-                                 const int64_t first = std::max<int64_t>(0, from - 1 - begin);
-                                 const int64_t last = std::min(hidden.size(0), total - 1 - begin);
-                                 if (first >= last) return;
-                                 const auto losses = row_losses(
-                                     model, hidden.slice(0, first, last),
-                                     targets.slice(0, begin + first + 1, begin + last + 1));
-                                 scored.nll += losses.to(at::kDouble).sum().item<double>();
-                                 scored.tokens += last - first;
-                               }));
+    at::Tensor last_row;
+    times.push_back(run_chunks(
+        model, std::span(text).first(static_cast<size_t>(read)), *state, chunk_of(model, setting),
+        [&](const at::Tensor& hidden, int64_t begin) {
+          last_row = hidden.slice(0, hidden.size(0) - 1);
+          // Row r predicts token begin + r + 1; scored are tokens from `from` on.
+          const int64_t first = std::max<int64_t>(0, from - 1 - begin);
+          const int64_t last = std::min(hidden.size(0), read - 1 - begin);
+          if (first >= last) return;
+          const auto losses = row_losses(model, hidden.slice(0, first, last),
+                                         targets.slice(0, begin + first + 1, begin + last + 1));
+          scored.nll += losses.to(at::kDouble).sum().item<double>();
+          scored.tokens += last - first;
+        }));
+    result.kv_bytes = std::max(result.kv_bytes, state->bytes());
+    if (steps > 0) {
+      const auto start = Clock::now();
+      const auto scores = model.logits(last_row);
+      wait_for(model.options().device);
+      result.latency.first_token_ms = times.back() + milliseconds_since(start);
+      count_bytes(model, *state, result.latency);
+      int64_t at = read;
+      time_steps(model, *state, scores, static_cast<int>(steps), result.latency,
+                 [&](const at::Tensor& of_next) {
+                   const auto row = of_next.flatten().to(at::kFloat);
+                   const int64_t token = text[static_cast<size_t>(at++)];
+                   scored.nll += (at::logsumexp(row, 0) - row[token]).item<double>();
+                   ++scored.tokens;
+                   return token;
+                 });
+    }
     if (!std::isfinite(scored.nll)) {
       throw Error("the loss of text {} is not finite; the model or its dtype cannot run it", n);
     }
-    result.kv_bytes = std::max(result.kv_bytes, state->bytes());
     result.texts.push_back(scored);
     progress.step(static_cast<int64_t>(n) + 1);
   }
@@ -290,128 +426,22 @@ double measure_samples(const Decoder& model, const std::vector<data::RecallSampl
   return answers ? static_cast<double>(hits) / static_cast<double>(answers) : 0;
 }
 
-namespace {
-
-// ||out - softmax(scale q K^T) V|| / ||.|| over the rows that a head keeps, in float64. q, out [D].
-double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv, int64_t head) {
-  std::vector<at::Tensor> k, v;
-  for (const auto& run : kv.runs(head)) {
-    k.push_back(run.k.to(at::kDouble));
-    v.push_back(run.v.to(at::kDouble));
-  }
-  const double scale = 1 / std::sqrt(static_cast<double>(q.size(0)));
-  const auto weights = at::softmax(at::mv(at::cat(k), q.to(at::kDouble)).mul(scale), 0);
-  const auto expected = at::mv(at::cat(v).t(), weights);
-  return (out.to(at::kDouble).sub(expected).norm() / expected.norm()).item<double>();
-}
-
-// Times of one token's attention calls of all layers over the state as it is, and the largest error
-// of a first head.
-void time_attention(const Decoder& model, const DecoderState& state, int repeats, Latency& result) {
-  const auto& config = model.config();
-  struct Work {
-    const KvState* kv;
-    std::vector<kernel::Segment> segments;
-    std::vector<std::pair<size_t, size_t>> ranges;
-    std::vector<kernel::AttendJob> jobs;
-    kernel::AttendTable table;
-    at::Tensor q, out, lse;
-  };
-  std::vector<Work> layers;
-  for (int64_t l = 0; l < config.layers; ++l) {
-    const auto* kv = dynamic_cast<const KvState*>(&state.layer(l));
-    if (!kv || model.options().device.is_cuda()) continue;
-    Work work;
-    work.kv = kv;
-    const int64_t heads = static_cast<int64_t>(kv->programs().size());
-    const int64_t group = config.heads / heads;
-    const int64_t width = kv->options().head_dim;
-    work.q = at::randn({heads * group, width});
-    work.out = at::empty({heads * group, width});
-    work.lse = at::empty({heads * group});
-    for (int64_t h = 0; h < heads; ++h) {
-      const size_t begin = work.segments.size();
-      kv->add_segments(h, work.segments);
-      work.ranges.emplace_back(begin, work.segments.size());
-    }
-    for (int64_t h = 0; h < heads; ++h) {
-      kernel::AttendJob job;
-      job.q = work.q.data_ptr<float>() + h * group * width;
-      job.out = work.out.data_ptr<float>() + h * group * width;
-      job.lse = work.lse.data_ptr<float>() + h * group;
-      job.q_stride = job.out_stride = group * width;
-      job.q_head_stride = job.out_head_stride = width;
-      job.lse_stride = group;
-      job.lse_head_stride = 1;
-      job.queries = 1;
-      job.q_position = kv->length() - 1;  // the last token, as in a step
-      job.window = kv->programs()[h].window;
-      job.sinks = kv->programs()[h].sinks;
-      work.jobs.push_back(job);
-    }
-    work.table.group = static_cast<int32_t>(group);
-    work.table.head_dim = work.table.value_dim = static_cast<int32_t>(width);
-    const auto dtype = kv->options().dtype;
-    work.table.kv_dtype = dtype == at::kHalf       ? HEED_FLOAT16
-                          : dtype == at::kBFloat16 ? HEED_BFLOAT16
-                                                   : HEED_FLOAT32;
-    work.table.scale = 1.0f / std::sqrt(static_cast<float>(width));
-    layers.push_back(std::move(work));
-  }
-  for (auto& work : layers) {
-    for (size_t h = 0; h < work.jobs.size(); ++h) {
-      work.jobs[h].segments = work.segments.data() + work.ranges[h].first;
-      work.jobs[h].segment_count =
-          static_cast<int32_t>(work.ranges[h].second - work.ranges[h].first);
-    }
-    work.table.jobs = work.jobs.data();
-    work.table.job_count = static_cast<int64_t>(work.jobs.size());
-  }
-  for (int r = 0; r < repeats; ++r) {
-    const auto start = Clock::now();
-    for (const auto& work : layers) op::attend_jobs(work.table);
-    result.attention_times.push_back(milliseconds_since(start));
-  }
-  result.attention_ms = median(result.attention_times);
-  for (const auto& work : layers) {
-    result.attention_error =
-        std::max(result.attention_error, head_error(work.q[0], work.out[0], *work.kv, 0));
-  }
-}
-
-}  // namespace
-
 Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
                         const Setting& setting, int steps) {
   c10::InferenceMode no_gradients;
   Latency result;
-  result.context = static_cast<int64_t>(tokens.size());
   auto state = model.make_state(state_options(setting));
   const auto start = Clock::now();
   auto last = model.logits(model.prefill(tokens, *state, chunk_of(model, setting))[0]);
   wait_for(model.options().device);
   result.first_token_ms = milliseconds_since(start);
-  result.kv_bytes = state->bytes();
-  for (int64_t l = 0; l < model.config().layers; ++l) {
-    if (const auto* kv = dynamic_cast<const KvState*>(&state->layer(l))) {
-      result.kv_formula += KvState::formula_bytes(
-          kv->programs(), kv->options().head_dim,
-          static_cast<int64_t>(c10::elementSize(kv->options().dtype)), result.context);
-    }
-  }
   result.first_scores = last.flatten().to(at::kFloat).cpu();
-  DecoderState* const states[] = {state.get()};
-  for (int n = 0; n < steps && state->length() < model.context(); ++n) {
-    const int64_t next[] = {last.argmax(-1).item<int64_t>()};
-    result.generated.push_back(next[0]);
-    const auto begin = Clock::now();
-    last = model.logits(model.step(next, states)[0]);
-    wait_for(model.options().device);
-    result.decode_times.push_back(milliseconds_since(begin));
-  }
+  count_bytes(model, *state, result);
+  last = time_steps(model, *state, last, steps, result, [&](const at::Tensor& scores) {
+    result.generated.push_back(scores.argmax(-1).item<int64_t>());
+    return result.generated.back();
+  });
   result.last_scores = last.flatten().to(at::kFloat).cpu();
-  result.decode_ms = median(result.decode_times);
-  time_attention(model, *state, steps, result);
   return result;
 }
 

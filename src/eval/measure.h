@@ -26,6 +26,22 @@ struct Setting {
   int64_t chunk = 0;  // tokens a prefill pass; 0: 512 on the CPU, 4096 on a GPU
 };
 
+// Time and memory at one context length.
+struct Latency {
+  int64_t context = 0;
+  double first_token_ms = 0;  // reading `context` tokens and scoring the next
+  double decode_ms = 0;       // a token, median of `steps`
+  double attention_ms = 0;    // of that, the attention calls of all layers (timed alone)
+  int64_t kv_bytes = 0;       // allocated
+  int64_t kv_formula = 0;     // by the plan's formula
+  std::vector<double> decode_times, attention_times;  // ms, what the medians above are of
+  std::vector<int64_t> generated;                     // the tokens of the steps
+  // Scores [vocab] after the last token of the context and after the last step.
+  at::Tensor first_scores, last_scores;
+  // Of the timed attention calls: relative error of a head's output against float64.
+  double attention_error = 0;
+};
+
 // Loss of each token given all before it, summed over tokens from position `from` on.
 struct TextResult {
   struct Text {
@@ -35,6 +51,7 @@ struct TextResult {
   std::vector<Text> texts;
   double prefill_ms = 0;  // median over texts: the passes alone, without the output layer
   int64_t kv_bytes = 0;   // allocated at the end of the longest text
+  Latency latency;        // with `timed_steps`
 
   double nll() const;  // nats a token
   double perplexity() const;
@@ -43,10 +60,11 @@ struct TextResult {
 inline constexpr int64_t kScoredFrom = 512;
 
 // `texts` are token windows, each run on a new state. Texts no longer than `from` are refused
-// (UsageError).
+// (UsageError). `timed_steps`: the last so many tokens of the first text go through the model one
+// at a time, and are timed (Latency, at the context before them).
 TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
                         const Setting& setting, int64_t from = kScoredFrom,
-                        Progress& progress = no_progress());
+                        Progress& progress = no_progress(), int timed_steps = 0);
 
 // One needle's question, asked on a fork of the state that has read its document. Teacher forcing:
 // a hit is when every token of the answer has the highest score given the true ones before it.
@@ -86,21 +104,6 @@ Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<Need
 double measure_samples(const Decoder& model, const std::vector<data::RecallSample>& samples,
                        const Setting& setting, Progress& progress = no_progress());
 
-// Time and memory at one context length.
-struct Latency {
-  int64_t context = 0;
-  double first_token_ms = 0;  // reading `context` tokens and scoring the next
-  double decode_ms = 0;       // a token, median of `steps`
-  double attention_ms = 0;    // of that, the attention calls of all layers (timed alone)
-  int64_t kv_bytes = 0;       // allocated
-  int64_t kv_formula = 0;     // by the plan's formula
-  std::vector<double> decode_times, attention_times;  // ms, what the medians above are of
-  std::vector<int64_t> generated;                     // the tokens of the steps
-  // Scores [vocab] after the last token of the context and after the last step.
-  at::Tensor first_scores, last_scores;
-  // Of the timed attention calls: relative error of a head's output against float64.
-  double attention_error = 0;
-};
 Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
                         const Setting& setting, int steps = 16);
 

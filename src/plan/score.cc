@@ -15,7 +15,7 @@ Grid default_grid(int64_t context, int64_t sinks) {
   grid.sinks = sinks;
   for (int64_t window = 32; window + sinks < context; window *= 2) {
     grid.windows.push_back(window);
-    if (const int64_t middle = window + window / 2; middle + sinks < context) {
+    if (const int64_t middle = window + window / 2; 4 * middle <= context) {
       grid.windows.push_back(middle);
     }
   }
@@ -118,6 +118,7 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
   const size_t size = static_cast<size_t>(scores.layers * scores.heads * scores.options);
   scores.linear.assign(size, 0);
   scores.quadratic.assign(size, 0);
+  scores.importance.assign(static_cast<size_t>(config.layers * config.heads), 0);
   progress.begin("scores", static_cast<int64_t>(samples.size()) * config.layers);
   int64_t done = 0;
   for (const auto& sample : samples) {
@@ -164,6 +165,11 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
       if (!layer.out.defined()) continue;
       const auto gradient = gradients[next++];
       const auto out = layer.out.detach();
+      const auto effect = (gradient * out).sum(-1).abs().mean(1)[0].to(at::kDouble).cpu();
+      for (int64_t h = 0; h < config.heads; ++h) {
+        scores.importance[static_cast<size_t>(l * config.heads + h)] +=
+            effect[h].item<double>() / static_cast<double>(samples.size());
+      }
       for (int64_t p = 0; p < scores.options; ++p) {
         const HeadProgram program = grid.program(p);
         if (program.full() && at == nullptr) continue;  // no change
@@ -192,9 +198,10 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
 }
 
 Json to_json(const Scores& scores) {
-  return {{"layers", scores.layers},      {"heads", scores.heads}, {"options", scores.options},
-          {"rows", scores.rows},          {"loss", scores.loss},   {"linear", scores.linear},
-          {"quadratic", scores.quadratic}};
+  return {{"layers", scores.layers},       {"heads", scores.heads},
+          {"options", scores.options},     {"rows", scores.rows},
+          {"loss", scores.loss},           {"linear", scores.linear},
+          {"quadratic", scores.quadratic}, {"importance", scores.importance}};
 }
 
 Scores scores_from_json(const Json& json, const std::string& where) {
@@ -207,6 +214,7 @@ Scores scores_from_json(const Json& json, const std::string& where) {
     json.at("loss").get_to(scores.loss);
     json.at("linear").get_to(scores.linear);
     json.at("quadratic").get_to(scores.quadratic);
+    json.at("importance").get_to(scores.importance);
   } catch (const nlohmann::json::exception& e) {
     throw Error("{}: kept scores are broken ({}); delete the file to measure again", where,
                 e.what());

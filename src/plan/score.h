@@ -38,7 +38,8 @@ struct Grid {
                                                     : HeadProgram{};
   }
 };
-// Windows 32, 48, 64, 96, ... (powers of two and their midpoints) below `context`.
+// Windows 32, 48, 64, 96, ...: powers of two below `context`, and their midpoints up to a quarter
+// of it (long windows are what scoring costs most).
 Grid default_grid(int64_t context, int64_t sinks);
 
 // A sequence and the positions whose next token counts.
@@ -62,6 +63,9 @@ struct Scores {
   int64_t rows = 0;
   double loss = 0;  // of the rows, summed, as they weigh
   std::vector<double> linear, quadratic;
+  // [layer][query head], mean over tokens and samples of |<g, y>| of one query head's output: what
+  // `heed inspect` calls importance.
+  std::vector<double> importance;
 
   size_t index(int64_t layer, int64_t head, int64_t option) const {
     return static_cast<size_t>((layer * heads + head) * options + option);

@@ -166,7 +166,7 @@ Search::Search(const Decoder& model, SearchData data, SearchOptions options, Pro
 Scores Search::scored(const std::string& name, const std::vector<Sample>& samples) {
   std::string key = fmt::format("{}/sinks={}", name, options_.grid.sinks);
   for (int64_t window : options_.grid.windows) key += fmt::format(",{}", window);
-  const std::string scope = "plan-scores/" + model_.hash() + "/" + fingerprint(samples);
+  const std::string scope = "plan-scores-2/" + model_.hash() + "/" + fingerprint(samples);
   if (options_.records) {
     if (const auto kept = options_.records->get_result(scope, key)) {
       return scores_from_json(Json::parse(*kept), options_.records->path());

@@ -34,6 +34,37 @@ void put(std::vector<HeadFigures>& heads, double HeadFigures::*field, const at::
   }
 }
 
+// sum_i a_ij of one head over queries i = from, from + 1, ...: [T] float64, from the logsumexp that
+// the first pass left, in blocks of queries whose weights fit the cache. q [n, D], k [T, D], lse
+// [n].
+at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse,
+                       int64_t from, double scale, int64_t window) {
+  constexpr int64_t kBlock = 128;
+  const auto keys = k.to(at::kFloat).contiguous();
+  const auto queries = q.to(at::kFloat).mul(scale);
+  auto sums = at::zeros({k.size(0)}, keys.options().dtype(at::kDouble));
+  for (int64_t begin = 0; begin < q.size(0); begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, q.size(0));
+    const int64_t last = from + end;  // keys that the block's last query sees
+    const int64_t first = window > 0 ? std::max<int64_t>(0, from + begin + 1 - window) : 0;
+    auto weights = at::addmm(lse.slice(0, begin, end).unsqueeze(1), queries.slice(0, begin, end),
+                             keys.slice(0, first, last).t(), /*beta=*/-1);
+    // q k - lse; what a query does not see goes to -inf: keys behind its own, or beyond the window.
+    const auto hide = [&](at::Tensor part, const at::Tensor& hidden) {
+      part.masked_fill_(hidden, -INFINITY);
+    };
+    const auto square = at::ones({end - begin, end - begin}, keys.options().dtype(at::kBool));
+    hide(weights.slice(1, from + begin - first), square.triu(1));
+    if (window > 0) {
+      const auto p = at::arange(from + begin, last, lse.options().dtype(at::kLong)).unsqueeze(1);
+      const auto j = at::arange(first, last, p.options()).unsqueeze(0);
+      hide(weights, j <= p - window);
+    }
+    sums.slice(0, first, last).add_(weights.exp_().sum(0));
+  }
+  return sums;
+}
+
 // Sink, local, entropy and peak of one layer on one text.
 void text_figures(const at::Tensor& q_all, const at::Tensor& k, const op::AttendOptions& options,
                   int64_t from, double weight, std::vector<HeadFigures>& heads) {
@@ -72,28 +103,16 @@ void text_figures(const at::Tensor& q_all, const at::Tensor& k, const op::Attend
     ++index;
   }
 
-  // Column sums: with values of width 1, d(sum_i out_i)/dv_j = sum_i a_ij. Query heads of a group
-  // share a value, so each head is asked for on its own.
-  at::AutoGradMode with_gradients(true);
-  for (int64_t g = 0; g < group; ++g) {
-    const auto of_group = q.unflatten(2, {k.size(2), group}).select(3, g).contiguous();
-    const auto v = value_one.clone().requires_grad_();
-    const auto [out, ignored] = op::attend(of_group, k, v, options);
-    const auto columns = torch::autograd::grad({out.sum()}, {v})[0]
-                             .squeeze(-1)[0]
-                             .to(at::kDouble)
-                             .cpu()
+  for (int64_t h = 0; h < q.size(2); ++h) {
+    const auto columns = column_sums(q.select(2, h)[0], k.select(2, h / group)[0],
+                                     lse.select(2, h)[0], from, scale, options.window)
                              .slice(0, sinks)
                              .div(static_cast<double>(q.size(1)));
     if (columns.size(0) == 0) continue;
-    const auto [most, where] = columns.max(0);
-    for (int64_t h = 0; h < k.size(2); ++h) {
-      auto& head = heads[h * group + g];
-      const double value = most[h].item<double>();
-      if (value > head.peak) {
-        head.peak = value;
-        head.peak_position = where[h].item<int64_t>() + sinks;
-      }
+    const auto [most, where] = columns.cpu().max(0);
+    heads[h].peak = std::max(heads[h].peak, most.item<double>());
+    if (heads[h].peak == most.item<double>()) {
+      heads[h].peak_position = where.item<int64_t>() + sinks;
     }
   }
 }

@@ -18,7 +18,7 @@
 //
 // Weights of key ranges are exp(lse_range - lse) with lse_range from the same kernel over that
 // range; sum_j a_ij x_ij is scale q_i . (attention with the keys as values), which gives the
-// entropy; column sums are the gradient of the attention with values of width 1. Figures are per
+// entropy; column sums take a second pass over blocks of queries. Figures are per
 // query head; a KV head's is the maximum of its group.
 #pragma once
 

@@ -156,8 +156,9 @@ Evaluation evaluate(const Decoder& model, const EvaluationData& data, const Prog
   result.programs = programs ? *programs : plan::full_programs(model);
   const int64_t length = static_cast<int64_t>(data.texts.at(0).size());
   result.kept = plan::budget_of(model, result.programs, length);
-  const auto text = eval::measure_text(model, data.texts, setting,
-                                       std::min(eval::kScoredFrom, length / 2), progress);
+  const auto text =
+      eval::measure_text(model, data.texts, setting, std::min(eval::kScoredFrom, length / 2),
+                         progress, data.decode_steps);
   result.perplexity = text.perplexity();
   result.prefill_ms = text.prefill_ms;
   const auto needles = eval::measure_needles(model, data.needles, setting, progress);
@@ -166,9 +167,7 @@ Evaluation evaluate(const Decoder& model, const EvaluationData& data, const Prog
   result.recall = eval::recall_of(needles);
   result.answer_nll = eval::answer_nll_of(needles);
   if (!dense_needles.empty()) result.recall_ratio = eval::recall_ratio(needles, dense_needles);
-  const auto latency = eval::measure_latency(
-      model, std::span(data.texts[0]).first(static_cast<size_t>(length - data.decode_steps)),
-      setting, data.decode_steps);
+  const auto& latency = text.latency;
   result.decode_ms = latency.decode_ms;
   result.attention_ms = latency.attention_ms;
   result.first_token_ms = latency.first_token_ms;
@@ -205,13 +204,13 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   const auto choose = [&](int64_t& value, int64_t quick, int64_t usual) {
     if (value == 0) value = o.quick ? quick : usual;
   };
-  choose(o.search_texts, 1, 2);
+  choose(o.search_texts, 1, 1);
   choose(o.check_texts, 1, 1);
-  choose(o.eval_texts, 1, 2);
-  choose(o.eval_documents, 2, 3);
+  choose(o.eval_texts, 1, 1);
+  choose(o.eval_documents, 2, 2);
   if (o.controls == 0) o.controls = o.quick ? 2 : 3;
-  if (o.candidates == 0) o.candidates = o.quick ? 2 : 3;
-  if (o.repairs < 0) o.repairs = o.quick ? 0 : 2;
+  if (o.candidates == 0) o.candidates = 2;
+  if (o.repairs < 0) o.repairs = 0;
   if (o.budgets.empty()) o.budgets = o.quick ? std::vector{0.3} : std::vector{0.5, 0.3, 0.2};
   // Fail before the work, not after it.
   const EmptyFolder until_written(o.out);
@@ -229,7 +228,8 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   test_generator.use_wording(search_generator.wording());
 
   auto inputs = probe::make_inputs(search_generator, search_text, context, 1, o.seed);
-  const auto figures = probe::measure_heads(bench.model, inputs, progress);
+  inputs.importance = false;  // comes with the search's scores
+  auto figures = probe::measure_heads(bench.model, inputs, progress);
 
   plan::SearchOptions search_options;
   search_options.grid = plan::default_grid(context, 16);
@@ -244,6 +244,13 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
                       plan::make_search_data(search_generator, search_text, context, o.search_texts,
                                              o.check_texts, o.seed),
                       search_options, progress);
+
+  for (size_t l = 0; l < figures.heads.size(); ++l) {
+    for (size_t h = 0; h < figures.heads[l].size(); ++h) {
+      figures.heads[l][h].importance =
+          search.text_scores().importance[l * static_cast<size_t>(bench.model.config().heads) + h];
+    }
+  }
 
   const auto data = make_evaluation_data(test_generator, test_text, context, o.eval_texts,
                                          o.eval_documents, o.needles, o.seed + 1);
