@@ -294,7 +294,7 @@ Candidate& Search::run(std::string how, const Programs& programs) {
   return tried_.back();
 }
 
-Candidate Search::find(double budget) {
+Candidate Search::find(double budget, int repairs) {
   if (!(budget > 0 && budget <= 1)) {
     throw UsageError("a budget is a share of the dense cache above 0 and at most 1, not {}",
                      budget);
@@ -361,11 +361,11 @@ Candidate Search::find(double budget) {
         ->first;
   };
   const double weight = search_weight(3, options_.candidates);
-  if (options_.repairs > 0) repair(best(), mix(weight), budget);
+  if (repairs > 0) repair(best(), mix(weight), budget, repairs);
   return best();
 }
 
-void Search::repair(Candidate start, const std::vector<double>& losses, double budget) {
+void Search::repair(Candidate start, const std::vector<double>& losses, double budget, int tries) {
   const auto now =
       changes(score_heads(model_, data_.needles, options_.grid, &start.programs, progress_), true);
   const int64_t heads = model_.config().kv_heads, full = options_.grid.options() - 1;
@@ -394,7 +394,7 @@ void Search::repair(Candidate start, const std::vector<double>& losses, double b
                        [&](int64_t length) { return budget_of(model_, least, length) <= budget; });
   };
   double reached = start.objective;
-  for (size_t n = 0; n < missed.size() && n < static_cast<size_t>(options_.repairs); ++n) {
+  for (size_t n = 0; n < missed.size() && n < static_cast<size_t>(tries); ++n) {
     const auto [gain, head] = missed[n];
     auto with = kept;
     with.insert(head);

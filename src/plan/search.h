@@ -4,11 +4,10 @@
 //    (score.h): text alone does not see retrieval, retrieval alone does not set windows.
 // 2. Allocate by an integer program (allocate.h) over a weighted sum of both, for a few weights,
 //    and run each joint allocation on text and needles that the scores have not seen.
-// 3. Repair greedily: score the answers again around the best allocation, where the first-order
-// term
-//    is no longer zero and says which heads the answers now miss (single heads around the dense
-//    model do not show what they do for one another); give the first of them the full cache, let
-//    the integer program pay for it, and keep what measures better.
+// 3. Repair greedily: score the answers again around the best allocation. There the first-order
+//    term is no longer zero and says which heads the answers now miss (single heads around the
+//    dense model do not show what they do for one another). Give the first of them the full cache,
+//    let the integer program pay for it, keep what measures better, go on to the next.
 //
 // The objective of a joint candidate, in which 1 is what a plan may cost at most:
 //   T / 0.015 + A / 0.03 + 3 max(0, T - 0.0135) / 0.015,
@@ -75,7 +74,9 @@ class Search {
   // Programs whose positions, summed over heads, are at most `budget` (0..1] of the dense cache at
   // every declared length. 1 gives the dense model. Throws UsageError for a budget below the grid's
   // least.
-  Candidate find(double budget);
+  // `repairs` in place of the options'.
+  Candidate find(double budget) { return find(budget, options_.repairs); }
+  Candidate find(double budget, int repairs);
 
   const Measured& dense() const { return dense_; }
   const Scores& text_scores() const { return text_; }
@@ -93,7 +94,7 @@ class Search {
   // between the measured ones by interpolation over the logarithm of the length.
   std::vector<double> heads_alone();
   // Step 3 above, from `start`; `losses` as for allocated().
-  void repair(Candidate start, const std::vector<double>& losses, double budget);
+  void repair(Candidate start, const std::vector<double>& losses, double budget, int tries);
   Candidate& run(std::string how, const Programs& programs);
 
   const Decoder& model_;

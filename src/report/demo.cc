@@ -14,6 +14,7 @@
 #include "op/attend.h"
 #include "probe/figures.h"
 #include "report/html.h"
+#include "report/steps.h"
 
 namespace heed::report {
 namespace fs = std::filesystem;
@@ -111,6 +112,15 @@ eval::Workbench open_or_fall_back(const DemoOptions& options, Progress& progress
   }
 }
 
+// The plan that the controls shuffle and the continuation runs with: the one nearest 0.3.
+size_t chosen_budget(const std::vector<double>& budgets) {
+  size_t chosen = 0;
+  for (size_t n = 1; n < budgets.size(); ++n) {
+    if (std::abs(budgets[n] - 0.3) < std::abs(budgets[chosen] - 0.3)) chosen = n;
+  }
+  return chosen;
+}
+
 double round_to(double value, int digits) {
   const double unit = std::pow(10.0, digits);
   return std::round(value * unit) / unit;
@@ -195,7 +205,38 @@ Json to_json(const Evaluation& e) {
           {"kv_formula", e.kv_formula}};
 }
 
-Json run_demo(const DemoOptions& asked, Progress& progress) {
+namespace {
+
+// Heads that the repair tries: unless asked for, some for the chosen plan and none for the others.
+int repairs_at(const DemoOptions& o, double budget) {
+  if (o.repairs >= 0) return o.repairs;
+  return budget == o.budgets[chosen_budget(o.budgets)] ? 2 : 0;
+}
+
+// The demo's steps; costs in passes over `context` tokens.
+std::vector<Steps::Step> steps_of(const DemoOptions& o) {
+  const double search = static_cast<double>(o.search_texts), check = 2.0 * o.check_texts;
+  const double evaluation = static_cast<double>(o.eval_texts + o.eval_documents) + 0.5;
+  std::vector<Steps::Step> steps{
+      {"heads", 6}, {"search", 8 * search + check}, {"dense", evaluation}};
+  const double chosen = o.budgets[chosen_budget(o.budgets)];
+  for (double budget : o.budgets) {
+    const int heads = repairs_at(o, budget);
+    const double repair = heads > 0 ? 5 * search + heads * check : 0;
+    steps.push_back({fmt::format("plan {:g}", budget), o.candidates * check + repair + evaluation});
+    if (budget == chosen) {
+      for (int c = 1; c <= o.controls; ++c) {
+        steps.push_back({fmt::format("shuffled {}", c), evaluation});
+      }
+    }
+  }
+  steps.push_back({"report", 1.5});
+  return steps;
+}
+
+}  // namespace
+
+Json run_demo(const DemoOptions& asked, Progress& shown) {
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -207,16 +248,15 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   choose(o.search_texts, 1, 1);
   choose(o.check_texts, 1, 1);
   choose(o.eval_texts, 1, 1);
-  choose(o.eval_documents, 2, 2);
+  choose(o.eval_documents, 3, 3);
   if (o.controls == 0) o.controls = o.quick ? 2 : 3;
   if (o.candidates == 0) o.candidates = 2;
-  if (o.repairs < 0) o.repairs = 0;
   if (o.budgets.empty()) o.budgets = o.quick ? std::vector{0.3} : std::vector{0.5, 0.3, 0.2};
   // Fail before the work, not after it.
   const EmptyFolder until_written(o.out);
   check_writable((fs::path(o.out) / "report.json").string());
 
-  const auto bench = open_or_fall_back(o, progress);
+  const auto bench = open_or_fall_back(o, shown);
   const int64_t context = std::min(o.context, bench.model.context());
   const auto search_text = eval::open_text(
       bench, o.search_files.empty() ? std::vector{eval::search_book()} : o.search_files);
@@ -227,16 +267,18 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   search_generator.use_wording(eval::best_wording(bench.model, search_generator, context));
   test_generator.use_wording(search_generator.wording());
 
+  Steps progress(shown, steps_of(o));
+  progress.next();
   auto inputs = probe::make_inputs(search_generator, search_text, context, 1, o.seed);
   inputs.importance = false;  // comes with the search's scores
   auto figures = probe::measure_heads(bench.model, inputs, progress);
 
+  progress.next();
   plan::SearchOptions search_options;
   search_options.grid = plan::default_grid(context, 16);
   search_options.lengths = {context};
   search_options.kv_dtype = o.kv_dtype;
   search_options.candidates = o.candidates;
-  search_options.repairs = o.repairs;
   // Scores are kept in the report's folder: another budget or a second try needs them again.
   data::Records records((fs::path(o.out) / "scores.sqlite").string());
   search_options.records = &records;
@@ -255,6 +297,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
   const auto data = make_evaluation_data(test_generator, test_text, context, o.eval_texts,
                                          o.eval_documents, o.needles, o.seed + 1);
   std::vector<eval::NeedleResult> dense_needles;
+  progress.next();
   Evaluation dense = evaluate(bench.model, data, nullptr, o.kv_dtype, dense_needles, progress);
   dense.method = "dense";
 
@@ -272,14 +315,12 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
     write_text_atomic((fs::path(o.out) / "report.json").string(), partial.dump(1) + "\n");
   };
   save();
-  size_t chosen = 0;
-  for (size_t n = 1; n < o.budgets.size(); ++n) {
-    if (std::abs(o.budgets[n] - 0.3) < std::abs(o.budgets[chosen] - 0.3)) chosen = n;
-  }
+  const size_t chosen = chosen_budget(o.budgets);
   Programs chosen_programs;
   for (size_t n = 0; n < o.budgets.size(); ++n) {
     const double budget = o.budgets[n];
-    const auto found = search.find(budget);
+    progress.next();
+    const auto found = search.find(budget, repairs_at(o, budget));
     Evaluation e =
         evaluate(bench.model, data, &found.programs, o.kv_dtype, dense_needles, progress);
     e.method = "heed";
@@ -306,6 +347,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
     chosen_programs = found.programs;
     for (int c = 0; c < o.controls; ++c) {
       const auto shuffled = plan::shuffled(found.programs, o.seed + static_cast<uint64_t>(c));
+      progress.next();
       Evaluation s = evaluate(bench.model, data, &shuffled, o.kv_dtype, dense_needles, progress);
       s.method = fmt::format("shuffled {}", c + 1);
       s.budget = budget;
@@ -314,6 +356,8 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
     }
   }
 
+  progress.next();
+  progress.begin("attention and continuation", 2);
   Json report = probe::to_json(figures);
   report["model"] = {{"name", o.model},
                      {"path", fs::path(bench.path).filename().string()},
@@ -350,6 +394,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
                            {"sinks", search_options.grid.sinks},
                            {"heads", cost}};
   report["attention"] = attention_sample(bench, figures, data.texts[0]);
+  progress.step(1);
   {
     const eval::Tokens prompt(data.texts[0].begin(), data.texts[0].end() - 128);
     const std::vector<int32_t> tail(prompt.end() - 48, prompt.end());
@@ -357,6 +402,7 @@ Json run_demo(const DemoOptions& asked, Progress& progress) {
         {"prompt_end", bench.tokenizer.decode(tail)},
         {"text", continuation(bench, prompt, chosen_programs, o.kv_dtype, 64)}};
   }
+  progress.end();
   Json defined = report["definitions"];
   defined["perplexity"] =
       "of tokens from position 512 on (half the context where that is shorter), windows of "

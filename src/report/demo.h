@@ -52,8 +52,8 @@ struct DemoOptions {
   // Sizes; 0: by `quick`.
   int64_t search_texts = 0, check_texts = 0, eval_texts = 0, eval_documents = 0;
   int64_t needles = 8;  // a document
-  int candidates = 0;
-  int repairs = -1;
+  int candidates = 0;   // 0: 2
+  int repairs = -1;  // heads that the repair tries; -1: 2 for the chosen plan, none for the others
   uint64_t seed = 1;
   std::string out = "report";
   std::vector<std::string> search_files, test_files;  // empty: the books that come with Heed
