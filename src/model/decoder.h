@@ -20,8 +20,8 @@
 
 #include "cache/kv_state.h"
 #include "cache/program.h"
-#include "mixer/layer.h"
 #include "io/model_config.h"
+#include "mixer/layer.h"
 #include "model/rope.h"
 #include "model/weight.h"
 #include "op/attend.h"

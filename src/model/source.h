@@ -20,8 +20,8 @@
 #include <vector>
 
 #include "io/gguf.h"
-#include "io/tensor_file.h"
 #include "io/model_config.h"
+#include "io/tensor_file.h"
 
 namespace heed {
 
