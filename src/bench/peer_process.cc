@@ -22,6 +22,7 @@ PeerProcess::PeerProcess(const std::vector<std::string>& command) : name_(comman
     throw Error("{}: {}", name_, std::strerror(errno));
   }
   std::vector<char*> words;
+  words.reserve(command.size() + 1);
   for (const std::string& word : command) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
   pid_ = ::fork();

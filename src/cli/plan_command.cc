@@ -58,7 +58,7 @@ void add_plan(CLI::App& app) {
       ->check(CLI::Range(2, 10))
       ->capture_default_str();
   command->add_option("--repairs", make.repairs, "Heads that the repair tries with a full cache")
-      ->check(CLI::Range(0, 4))
+      ->check(CLI::Range(0, 10))
       ->capture_default_str();
   command->add_flag("--thorough", make.thorough,
                     "More texts, and every head measured alone (meant for a GPU)");
