@@ -163,7 +163,7 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
       check_interrupted();
       auto& layer = layers[l];
       if (!layer.out.defined()) continue;
-      const auto gradient = gradients[next++];
+      const auto& gradient = gradients[next++];
       const auto out = layer.out.detach();
       const auto effect = (gradient * out).sum(-1).abs().mean(1)[0].to(at::kDouble).cpu();
       for (int64_t h = 0; h < config.heads; ++h) {

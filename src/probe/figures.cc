@@ -50,7 +50,7 @@ at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k, const at::Tenso
     auto weights = at::addmm(lse.slice(0, begin, end).unsqueeze(1), queries.slice(0, begin, end),
                              keys.slice(0, first, last).t(), /*beta=*/-1);
     // q k - lse; what a query does not see goes to -inf: keys behind its own, or beyond the window.
-    const auto hide = [&](at::Tensor part, const at::Tensor& hidden) {
+    const auto hide = [](const at::Tensor& part, const at::Tensor& hidden) {
       part.masked_fill_(hidden, -INFINITY);
     };
     const auto square = at::ones({end - begin, end - begin}, keys.options().dtype(at::kBool));

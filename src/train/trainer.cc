@@ -350,8 +350,8 @@ void Run::log(double loss, double norm, double lr, bool validate) {
     if (valid_recall_) {
       int64_t asked = 0, right = 0;
       const int64_t cell = std::max<int64_t>(1, config_.validation.recall_samples / 8);
-      std::vector<double> depths;
-      for (int n = 0; n < 8; ++n) depths.push_back((n + 0.5) / 8);
+      std::vector<double> depths(8);
+      for (size_t n = 0; n < depths.size(); ++n) depths[n] = (static_cast<double>(n) + 0.5) / 8;
       for (const auto& c : passkey_recall(*model_, *valid_recall_, {config_.data.length}, depths,
                                           cell, static_cast<uint64_t>(config_.seed) + 1)) {
         asked += c.asked;

@@ -55,7 +55,8 @@ class ByteLevel : public Decoder {
     for (const std::string& token : tokens) {
       all += unicode::symbols_to_bytes(token, bytes) ? bytes : token;
     }
-    tokens.assign(1, std::move(all));
+    tokens.clear();
+    tokens.push_back(std::move(all));
   }
 };
 
@@ -100,7 +101,8 @@ class Fuse : public Decoder {
   void apply(std::vector<std::string>& tokens) const override {
     std::string all;
     for (const std::string& token : tokens) all += token;
-    tokens.assign(1, std::move(all));
+    tokens.clear();
+    tokens.push_back(std::move(all));
   }
 };
 

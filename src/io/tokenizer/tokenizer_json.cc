@@ -107,7 +107,7 @@ std::shared_ptr<const tok::Model> read_unigram(const Json& model, Tokenizer::Par
 
 // A model without a type is told by its members, as `tokenizers` does.
 std::string model_type(const Json& model, const std::string& where) {
-  const std::string type = get_string(model, "type", where, "");
+  std::string type = get_string(model, "type", where, "");
   if (!type.empty()) return type;
   if (find_field(model, "merges", where)) return "BPE";
   if (find_field(model, "unk_id", where)) return "Unigram";

@@ -133,19 +133,21 @@ template <int N>
 HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, int64_t ldb, float* c,
                               int64_t ldc, Init init, Shape shape, const float* hi, const float* lo,
                               Fetch* fetch) {
-  int64_t m0 = 0;
-  auto tile = [&](auto rows) HWY_ATTR {
+  const auto tile = [&](int64_t m0, auto rows) HWY_ATTR {
     constexpr int kTile = decltype(rows)::value;
     const int64_t k0 = shape == Shape::kUpper ? m0 : 0;
     const int64_t k1 = shape == Shape::kLower && m0 + kTile < k ? m0 + kTile : k;
     product_tile<kTile, N>(k0, k1, a.data + m0 * a.row, a.row, a.col, b, ldb, c + m0 * ldc, ldc,
                            init, hi + m0, lo + m0);
-    m0 += kTile;
     if (fetch != nullptr) fetch->advance(kTile * N * (k1 - k0));
   };
-  while (m0 + kRows <= m) tile(std::integral_constant<int, kRows>());
-  if (kRows > 4 && m0 + 4 <= m) tile(std::integral_constant<int, 4>());
-  while (m0 < m) tile(std::integral_constant<int, 1>());
+  int64_t m0 = 0;
+  for (; m0 + kRows <= m; m0 += kRows) tile(m0, std::integral_constant<int, kRows>());
+  if (kRows > 4 && m0 + 4 <= m) {
+    tile(m0, std::integral_constant<int, 4>());
+    m0 += 4;
+  }
+  for (; m0 < m; ++m0) tile(m0, std::integral_constant<int, 1>());
 }
 
 // C (m x n) = init + A (m x k) B (k x n); n is rounded up to whole vectors.
