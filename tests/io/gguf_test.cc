@@ -22,7 +22,7 @@ Bytes header(uint64_t tensors, uint64_t values, uint32_t version = 3) {
   return out;
 }
 
-Bytes& tensor(Bytes& out, std::string_view name, std::vector<uint64_t> dims, uint32_t type,
+Bytes& tensor(Bytes& out, std::string_view name, const std::vector<uint64_t>& dims, uint32_t type,
               uint64_t offset) {
   out.text(name).number<uint32_t>(static_cast<uint32_t>(dims.size()));
   for (const uint64_t size : dims) out.number(size);

@@ -235,6 +235,7 @@ TEST(Tokenizer, ManyThreads) {
   const Tokenizer tokenizer = heed::open_tokenizer(kFolder + "byte_digits.json");
   const Tokenizer other = heed::open_tokenizer(kFolder + "bpe_llama2.json");
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> wrong{0};
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {

@@ -27,7 +27,7 @@ TEST(TrainConfigFile, RefusesWhatItDoesNotKnow) {
   const std::string text = "[data]\ntrain = [\"a.txt\"]\n";
   EXPECT_EQ(parse_config_text(text, "c.toml").data.train.size(), 1u);
   auto refuses = [&](const std::string& more, const std::string& named,
-                     std::vector<std::string> overrides = {}) {
+                     const std::vector<std::string>& overrides = {}) {
     try {
       parse_config_text(more, "c.toml", overrides);
       ADD_FAILURE() << "accepted: " << more;
