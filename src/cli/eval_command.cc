@@ -30,10 +30,11 @@ void add_eval(CLI::App& app) {
   command->add_option("--plan", o->plan, "Plan file; without one the dense model alone is measured")
       ->check(CLI::ExistingFile);
   command->add_flag("--force", o->force, "Run a plan made for another model of the same shape");
-  command->add_option("--lengths", e.lengths, "Context lengths, e.g. 1024,4096")
+  command
+      ->add_option("--lengths", e.lengths,
+                   "Context lengths, e.g. 1024,4096 (default: 4096, or the model's)")
       ->delimiter(',')
-      ->check(CLI::Range(128, 1 << 20))
-      ->capture_default_str();
+      ->check(CLI::Range(128, 1 << 20));
   command->add_option("--data", o->data, "Text to evaluate on (default: a book of Heed's)")
       ->check(CLI::ExistingFile);
   command->add_option("--texts", e.texts, "Texts for perplexity")

@@ -34,10 +34,11 @@ void add_plan(CLI::App& app) {
                    "heed (text and needles), text, duo (trained gates), razor (probes), uniform")
       ->capture_default_str();
   command
-      ->add_option("--lengths", make.lengths, "Lengths at which the budget holds, e.g. 2048,4096")
+      ->add_option(
+          "--lengths", make.lengths,
+          "Lengths at which the budget holds, e.g. 2048,4096 (default: 4096, or the model's)")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+      ->check(CLI::PositiveNumber);
   command
       ->add_option("--windows", make.windows,
                    "Windows a head may get (default: 32, 48, 64, 96, ...)")

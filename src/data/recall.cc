@@ -43,7 +43,7 @@ constexpr const char* kRareNouns[] = {
 struct Wording {
   const char* statement;
   const char* question;   // ends where the code follows
-  bool one_word = false;  // things are named by one of kRareNouns
+  bool one_word = false;  // things are named by one of kRareNouns, as far as these reach
 };
 constexpr Wording kTexts[] = {
     {"The pass key is{code}. Remember it.{code} is the pass key.",
@@ -186,7 +186,8 @@ std::string RecallGenerator::statement_of(int wording) { return kTexts[wording].
 
 std::vector<RecallGenerator::Spec> RecallGenerator::make_specs(int64_t count, int wording,
                                                                Random& random) const {
-  const bool one_word = kTexts[wording].one_word;
+  // More things than there are rare nouns get adjectives too.
+  const bool one_word = kTexts[wording].one_word && count <= std::ssize(kRareNouns);
   const auto names = static_cast<int64_t>(one_word ? std::size(kRareNouns)
                                                    : std::size(kNouns) * std::size(kAdjectives));
   if (count > names) throw UsageError("at most {} codes fit in one text, not {}", names, count);

@@ -2,7 +2,9 @@
 
 #include <filesystem>
 
+#include <algorithm>
 #include "data/tokenizer_codec.h"
+
 #include "io/error.h"
 #include "io/tokenizer/open.h"
 #include "model/hub.h"
@@ -31,6 +33,8 @@ Workbench open_workbench(const std::string& model, const LoadOptions& options, P
   auto codec = data::tokenizer_codec(tokenizer, path);
   return {path, Decoder::load(path, options), std::move(tokenizer), std::move(codec)};
 }
+
+int64_t usual_length(const Decoder& model) { return std::min<int64_t>(4096, model.context()); }
 
 std::string search_book() { return book("three-men-in-a-boat.txt.xz"); }
 std::string test_book() { return book("walden.txt.xz"); }

@@ -23,6 +23,10 @@ struct Workbench {
 Workbench open_workbench(const std::string& model, const LoadOptions& options = {},
                          Progress& progress = no_progress());
 
+// The length to search and measure at when nobody says: 4096 tokens, or the model's context where
+// that is shorter.
+int64_t usual_length(const Decoder& model);
+
 // The books that come with Heed, from examples/books of home_folder(): one to search plans on,
 // another to evaluate them on. Throws Error if they are not there.
 std::string search_book();

@@ -27,11 +27,12 @@ const char* name_of(Method method) {
 }  // namespace
 
 Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& files,
-               const MakeOptions& options, Progress& progress) {
-  if (options.lengths.empty()) throw UsageError("give at least one length (--lengths)");
+               const MakeOptions& asked, Progress& progress) {
+  MakeOptions options = asked;
+  if (options.lengths.empty()) options.lengths = {eval::usual_length(bench.model)};
   const int64_t context = *std::max_element(options.lengths.begin(), options.lengths.end());
   if (context > bench.model.context()) {
-    throw UsageError("a length of {} tokens is beyond the {} that the model was made for", context,
+    throw UsageError("--lengths {}: the model was made for {} tokens", context,
                      bench.model.context());
   }
   const auto& model = bench.model;

@@ -14,8 +14,10 @@ namespace heed::plan {
 struct MakeOptions {
   double budget = 0.3;
   Method method = Method::kHeed;
-  std::vector<int64_t> lengths{4096};  // searched at the largest; the budget holds at each
-  std::vector<int64_t> windows;        // grid; empty: powers of two and their midpoints from 32 on
+  // Searched at the largest; the budget holds at each. Empty: 4096, or the model's context where
+  // that is shorter.
+  std::vector<int64_t> lengths;
+  std::vector<int64_t> windows;  // grid; empty: powers of two and their midpoints from 32 on
   int64_t sinks = 16;
   int64_t texts = 2, checks = 1;  // scored, and run with joint candidates
   int candidates = 3, repairs = 2;

@@ -220,7 +220,9 @@ Scores scores_from_json(const Json& json, const std::string& where) {
                 e.what());
   }
   const size_t size = static_cast<size_t>(scores.layers * scores.heads * scores.options);
-  if (scores.linear.size() != size || scores.quadratic.size() != size) {
+  if (scores.layers < 1 || scores.linear.size() != size || scores.quadratic.size() != size ||
+      scores.importance.empty() ||
+      scores.importance.size() % static_cast<size_t>(scores.layers) != 0) {
     throw Error("{}: kept scores have the wrong size; delete the file to measure again", where);
   }
   return scores;

@@ -14,6 +14,7 @@ namespace {
 
 constexpr double kTextUnit = 0.015;   // ln perplexity ratio
 constexpr double kRecallUnit = 0.03;  // share of expected recall
+constexpr size_t kMostCandidates = 10;
 
 int64_t dense_positions(const Decoder& model, int64_t layer, int64_t length) {
   const auto& windows = model.config().windows;
@@ -34,6 +35,12 @@ int64_t dense_total(const Decoder& model, int64_t length) {
   return sum;
 }
 
+std::string hash_of(const std::string& bytes) {
+  Sha256 hash;
+  hash.update(bytes);
+  return hash.hex();
+}
+
 std::string fingerprint(const std::vector<Sample>& samples) {
   std::string bytes;
   for (const auto& sample : samples) {
@@ -43,9 +50,16 @@ std::string fingerprint(const std::vector<Sample>& samples) {
     bytes.append(reinterpret_cast<const char*>(sample.rows.data()),
                  sample.rows.size() * sizeof(int64_t));
   }
-  Sha256 hash;
-  hash.update(bytes);
-  return hash.hex();
+  return hash_of(bytes);
+}
+
+std::string fingerprint(const std::vector<data::NeedleDocument>& documents) {
+  std::string bytes;
+  for (const auto& document : documents) {
+    bytes.append(reinterpret_cast<const char*>(document.tokens.data()),
+                 document.tokens.size() * sizeof(int32_t));
+  }
+  return hash_of(bytes);
 }
 
 double total(const std::vector<double>& values) {
@@ -137,7 +151,7 @@ SearchData make_search_data(const data::RecallGenerator& generator, const data::
   data::Random random(seed, 0x5ea7c4);
   // Questions and answers follow the document; how long they are depends on wording and tokenizer.
   const int64_t needles = std::clamp<int64_t>(context / 256, 4, 16);
-  const auto trial = generator.needles(context / 2, needles, random);
+  const auto trial = generator.needles(context, needles, random);
   int64_t questions = 0, longest = 0;
   for (const auto& needle : trial.needles) {
     const auto length = static_cast<int64_t>(needle.question.size() + needle.answer.size());
@@ -235,7 +249,8 @@ std::vector<double> Search::heads_alone() {
   const auto& config = model_.config();
   const int64_t count = static_cast<int64_t>(options_.grid.windows.size());
   std::vector<double> values(text_.quadratic.size(), 0);
-  const std::string scope = "plan-alone-recall/" + model_.hash() + "/" + fingerprint(data_.needles);
+  const std::string scope =
+      "plan-alone-recall/" + model_.hash() + "/" + fingerprint(data_.check_needles);
   eval::Setting setting;
   setting.kv_dtype = options_.kv_dtype;
   progress_.begin("heads alone", config.layers * config.kv_heads);
@@ -304,7 +319,7 @@ Candidate Search::find(double budget, int repairs) {
     tried_.push_back({"dense", full_programs(model_), dense_, 0});
     return tried_[0];
   }
-  tried_.reserve(64);  // run() returns references
+  tried_.reserve(kMostCandidates + 1);  // run() returns references
   const auto text = changes(text_, false);
   auto needle = changes(needle_, false);
   if (options_.measure_heads_alone && !options_.text_only) {
@@ -360,7 +375,8 @@ Candidate Search::find(double budget, int repairs) {
                             [](const auto& a, const auto& b) { return a.second < b.second; })
         ->first;
   };
-  const double weight = search_weight(3, options_.candidates);
+  const double weight =
+      search_weight(3, std::min(options_.candidates, static_cast<int>(kMostCandidates)));
   if (repairs > 0) repair(best(), mix(weight), budget, repairs);
   return best();
 }
@@ -395,6 +411,7 @@ void Search::repair(Candidate start, const std::vector<double>& losses, double b
   };
   double reached = start.objective;
   for (size_t n = 0; n < missed.size() && n < static_cast<size_t>(tries); ++n) {
+    if (tried_.size() >= kMostCandidates) break;
     const auto [gain, head] = missed[n];
     auto with = kept;
     with.insert(head);

@@ -57,7 +57,7 @@ struct SearchOptions {
   Grid grid;
   std::vector<int64_t> lengths;  // declared lengths; the budget holds at each
   at::ScalarType kv_dtype = at::kHalf;
-  int candidates = 3;      // joint allocations measured before repair, at most 10 in all
+  int candidates = 3;      // joint allocations measured before the repair; at most 10 with it
   int repairs = 4;         // heads tried in the repair
   bool text_only = false;  // allocate by the loss of text alone
   // Also measures each head alone at three windows on the needle questions, and lets that score

@@ -34,7 +34,9 @@ Json by_depth(const std::vector<eval::NeedleResult>& results) {
 }  // namespace
 
 Json run_eval(const eval::Workbench& bench, const std::vector<std::string>& files,
-              const Programs* plan, const EvalOptions& options, Progress& progress) {
+              const Programs* plan, const EvalOptions& asked, Progress& progress) {
+  EvalOptions options = asked;
+  if (options.lengths.empty()) options.lengths = {eval::usual_length(bench.model)};
   const auto corpus = eval::open_text(bench, files);
   data::RecallGenerator generator(corpus, bench.codec);
   generator.use_wording(eval::best_wording(

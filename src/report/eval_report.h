@@ -12,7 +12,7 @@
 namespace heed::report {
 
 struct EvalOptions {
-  std::vector<int64_t> lengths{4096};
+  std::vector<int64_t> lengths;  // empty: 4096, or the model's context where that is shorter
   int64_t texts = 2, documents = 3, needles = 8, samples = 4;
   int decode_steps = 16;
   uint64_t seed = 2;

@@ -1,50 +1,21 @@
 // heed bench as a user calls it: a file of records, a table, one-line errors, exit codes.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
-#include <filesystem>
 
 #include "io/json.h"
+#include "run_heed.h"
 
 namespace heed {
 namespace {
 
-struct Result {
-  int code;
-  std::string text;  // stdout and stderr together
-};
+using test::Result;
 
-Result call(const std::string& arguments) {
-  const std::string command =
-      std::string(HEED_BINARY_DIR) + "/bin/heed bench " + arguments + " 2>&1";
-  FILE* pipe = ::popen(command.c_str(), "r");
-  std::string text;
-  char buffer[4096];
-  while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) text.append(buffer, n);
-  const int status = ::pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
-}
+Result call(const std::string& arguments) { return test::run_heed("bench " + arguments); }
 
 void expect_refused(const std::string& arguments, int code, const std::string& text) {
-  const Result r = call(arguments);
-  EXPECT_EQ(r.code, code) << r.text;
-  EXPECT_NE(r.text.find(text), std::string::npos) << r.text;
-  EXPECT_EQ(std::count(r.text.begin(), r.text.end(), '\n'), 1) << r.text;
+  test::expect_refused(call(arguments), code, text);
 }
 
-class BenchCli : public testing::Test {
- protected:
-  void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() / ("heed_bench_" + std::to_string(::getpid()));
-    std::filesystem::create_directories(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string path(const char* name) const { return (folder_ / name).string(); }
-
-  std::filesystem::path folder_;
-};
+class BenchCli : public test::CliTest {};
 
 TEST_F(BenchCli, QuickKernelsLeaveRecordsAndATable) {
   const Result r = call("kernels --quick --json " + path("k.json"));

@@ -1,16 +1,14 @@
 // What a user meets when something is wrong: one line that says what and where, the exit code, and
 // nothing left behind.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <tuple>
 
 #include "io/json.h"
+#include "run_heed.h"
 
 namespace heed {
 namespace {
@@ -19,42 +17,19 @@ namespace fs = std::filesystem;
 
 const std::string kModel = HEED_SOURCE_DIR "/models/builtin";
 
-struct Result {
-  int code;
-  std::string text;  // of stderr
-};
+using test::expect_refused;
+using test::Result;
 
-class Errors : public testing::Test {
+class Errors : public test::CliTest {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() / ("heed_errors_" + std::to_string(::getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
   void write(const std::string& name, const std::string& text) const {
     std::ofstream(path(name), std::ios::binary) << text;
   }
 
-  // Runs the program with its standard output going to `output`.
+  // Runs the program in the folder, with its standard output going to `output`; reads its errors.
   Result call(const std::string& arguments, const std::string& output = "/dev/null",
               const std::string& before = "") const {
-    const std::string command = "cd " + folder_.string() + "; " + before + HEED_BINARY_DIR +
-                                "/bin/heed " + arguments + " 2>&1 >" + output;
-    FILE* pipe = ::popen(command.c_str(), "r");
-    std::string text;
-    char buffer[4096];
-    while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) text.append(buffer, n);
-    const int status = ::pclose(pipe);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
-  }
-
-  static void expect_refused(const Result& r, int code, const std::string& text) {
-    EXPECT_EQ(r.code, code) << r.text;
-    EXPECT_NE(r.text.find(text), std::string::npos) << r.text;
-    EXPECT_TRUE(r.text.starts_with("heed: ")) << r.text;
-    EXPECT_EQ(std::count(r.text.begin(), r.text.end(), '\n'), 1) << r.text;
+    return test::run_heed(arguments, "2>&1 >" + output, "cd " + folder_.string() + "; " + before);
   }
 
   // A copy of the built-in model.
@@ -63,8 +38,6 @@ class Errors : public testing::Test {
     fs::copy(kModel, folder_ / "model");
     return path("model");
   }
-
-  fs::path folder_;
 };
 
 TEST_F(Errors, WrongUsage) {

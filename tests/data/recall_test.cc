@@ -85,6 +85,20 @@ TEST(Recall, NeedlesHaveNamesOfTheirOwnAndQuestionsThatFit) {
   EXPECT_THROW(generator().needles(500, 20, random), UsageError);
 }
 
+TEST(Recall, EveryWordingFindsNamesForManyNeedles) {
+  Random random(3);
+  for (int wording : RecallGenerator::kWordings) {
+    auto of_wording = generator();
+    of_wording.use_wording(wording);
+    for (int64_t count : {8, 64, 65, 256}) {
+      std::set<std::string> names;
+      for (const auto& needle : of_wording.needles(150 * count, count, random).needles) {
+        EXPECT_TRUE(names.insert(needle.name).second) << needle.name;
+      }
+    }
+  }
+}
+
 TEST(Recall, SeedsDecide) {
   Random one(4), same(4), other(5);
   const std::vector<double> shares = {1, 1, 1, 1};

@@ -29,6 +29,30 @@ TEST(Measure, TextLossEqualsOneForwardPass) {
   EXPECT_THROW(measure_text(model, texts, setting, 300), UsageError);
 }
 
+TEST(Measure, TimedStepsScoreTheSameTokens) {
+  const auto model = test::tiny_model();
+  const auto texts = spread_windows(test::tiny_corpus(), 2, 300);
+  Setting setting;
+  setting.kv_dtype = at::kFloat;
+  const auto whole = measure_text(model, texts, setting, 33);
+  const auto stepped = measure_text(model, texts, setting, 33, no_progress(), 7);
+  for (size_t n = 0; n < 2; ++n) {
+    EXPECT_EQ(stepped.texts[n].tokens, whole.texts[n].tokens);
+    EXPECT_NEAR(stepped.texts[n].nll, whole.texts[n].nll, 1e-5 * whole.texts[n].nll);
+  }
+  EXPECT_EQ(stepped.latency.context, 293);
+  EXPECT_EQ(stepped.latency.decode_times.size(), 7u);
+  EXPECT_GT(stepped.latency.kv_bytes, 0);
+  EXPECT_THROW(measure_text(model, texts, setting, 295, no_progress(), 7), UsageError);
+}
+
+TEST(Measure, ExpectedRecallIsTheMeanProbability) {
+  std::vector<NeedleResult> results(4);
+  for (int n = 0; n < 4; ++n) results[n].nll = n == 0 ? 0 : std::log(2.0) * n;
+  EXPECT_NEAR(expected_recall_of(results), (1 + 0.5 + 0.25 + 0.125) / 4, 1e-12);
+  EXPECT_EQ(expected_recall_of({}), 0);
+}
+
 TEST(Measure, NeedlesOnForksEqualNeedlesReadAlone) {
   const auto model = test::tiny_model();
   const data::RecallGenerator generator(test::tiny_corpus(), data::byte_codec());

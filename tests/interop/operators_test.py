@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.library import opcheck
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "python"))
 if "HEED" in os.environ:  # the program of the build that is tested; the library lies beside it
@@ -39,10 +40,9 @@ def test_attend_is_pytorchs_attention(dtype, forward, backward, causal):
 def test_opcheck():
     q, k, v = (torch.randn(1, 9, h, 8, requires_grad=True) for h in (4, 2, 2))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.heed.attend, (q, k, v), {"causal": True}, test_utils=tests)
+    opcheck(torch.ops.heed.attend, (q, k, v), {"causal": True}, test_utils=tests)
     k2, v2 = (torch.randn(1, 9, 4, 8, requires_grad=True) for _ in range(2))
-    torch.library.opcheck(torch.ops.heed.scan, (q, k2, v2), {"log_decay": -torch.rand(1, 9, 4, 8)},
-                          test_utils=tests)
+    opcheck(torch.ops.heed.scan, (q, k2, v2), {"log_decay": -torch.rand(1, 9, 4, 8)}, test_utils=tests)
 
 
 def test_scan_steps_equal_one_pass():

@@ -1,43 +1,23 @@
 // heed apply, list and show as a user calls them: files in, files out, exit codes, messages.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdio>
 #include <filesystem>
 
 #include "cache/tensor_io.h"
 #include "io/json.h"
 #include "mixer/sampling_helper.h"
+#include "run_heed.h"
 
 namespace heed::mixer {
 namespace {
 
-struct Result {
-  int code;
-  std::string text;  // stdout and stderr together
-};
+using test::Result;
 
-Result call(const std::string& arguments) {
-  const std::string command = std::string(HEED_BINARY_DIR) + "/bin/heed " + arguments + " 2>&1";
-  FILE* pipe = ::popen(command.c_str(), "r");
-  std::string text;
-  char buffer[4096];
-  while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) text.append(buffer, n);
-  const int status = ::pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
-}
+Result call(const std::string& arguments) { return test::run_heed(arguments); }
 
-class ApplyCli : public ::testing::Test {
+class ApplyCli : public test::CliTest {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() / ("heed_apply_" + std::to_string(::getpid()));
-    std::filesystem::create_directories(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string path(const char* name) const { return (folder_ / name).string(); }
   std::string files() const { return " --in " + path("in") + " --out " + path("out") + " "; }
-
-  std::filesystem::path folder_;
 };
 
 TEST_F(ApplyCli, RunsEveryMixerInEveryForm) {

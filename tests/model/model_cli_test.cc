@@ -2,52 +2,37 @@
 // codes, one-line messages.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 
 #include "cache/tensor_io.h"
 #include "io/json.h"
 #include "io/plan_file.h"
+#include "run_heed.h"
 
 namespace heed {
 namespace {
 
 const std::string kFixtures = HEED_SOURCE_DIR "/tests/model/fixtures/";
 
-struct Result {
-  int code;
-  std::string text;  // stdout and stderr together
-};
+using test::expect_refused;
+using test::Result;
 
-Result call(const std::string& arguments) {
-  const std::string command = std::string(HEED_BINARY_DIR) + "/bin/heed " + arguments + " 2>&1";
-  FILE* pipe = ::popen(command.c_str(), "r");
-  std::string text;
-  char buffer[4096];
-  while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) text.append(buffer, n);
-  const int status = ::pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
-}
+Result call(const std::string& arguments) { return test::run_heed(arguments); }
 
 double relative_error(const at::Tensor& a, const at::Tensor& b) {
   return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
 }
 
-class ModelCli : public testing::Test {
+class ModelCli : public test::CliTest {
  protected:
   void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() / ("heed_model_" + std::to_string(::getpid()));
-    std::filesystem::create_directories(folder_);
+    test::CliTest::SetUp();
     expected_ = read_tensors(kFixtures + "llama/expected.safetensors");
     write_tensors(path("in"), {{"input_ids", expected_.at("input_ids")}});
     hash_ = Json::parse(call("info --json " + kFixtures + "llama").text)["plan_hash"];
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string path(const char* name) const { return (folder_ / name).string(); }
   std::string apply(const std::string& more) const {
     return "apply model --in " + path("in") + " --out " + path("out") + " --model " + kFixtures +
            "llama " + more;
@@ -67,13 +52,7 @@ class ModelCli : public testing::Test {
     write_plan(p, path("plan.json"));
     return "--plan " + path("plan.json");
   }
-  static void expect_refused(const Result& r, int code, const std::string& text) {
-    EXPECT_EQ(r.code, code) << r.text;
-    EXPECT_NE(r.text.find(text), std::string::npos) << r.text;
-    EXPECT_EQ(std::count(r.text.begin(), r.text.end(), '\n'), 1) << r.text;
-  }
 
-  std::filesystem::path folder_;
   NamedTensors expected_;
   std::string hash_;
 };

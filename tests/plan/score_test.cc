@@ -95,6 +95,26 @@ TEST(Score, AroundAPlanTheCurrentProgramScoresZero) {
   }
 }
 
+TEST(Score, AnswersWeighTheirProbability) {
+  const auto model = test::tiny_model();
+  data::Random random(5);
+  const auto document =
+      data::RecallGenerator(test::tiny_corpus(), data::byte_codec()).needles(300, 2, random);
+  const Sample sample = needle_sample(document, 512);
+  ASSERT_EQ(sample.answers.size(), 3u);
+  EXPECT_EQ(sample.answers.back(), static_cast<int64_t>(sample.rows.size()));
+  const Grid grid{4, {8}};
+  double expected = 0;
+  for (size_t n = 0; n < 2; ++n) {  // each answer alone, every row weighing 1
+    Sample one{sample.tokens, {}, {}};
+    one.rows.assign(sample.rows.begin() + sample.answers[n],
+                    sample.rows.begin() + sample.answers[n + 1]);
+    const double loss = score_heads(model, {one}, grid, nullptr).loss;
+    expected += loss * std::max(0.1, std::exp(-loss));
+  }
+  EXPECT_NEAR(score_heads(model, {sample}, grid, nullptr).loss, expected, 1e-4 * expected);
+}
+
 TEST(Score, SurvivesJson) {
   const auto model = test::tiny_model();
   const auto scores = score_heads(model, {book_sample(40)}, Grid{2, {8}}, nullptr);

@@ -53,6 +53,16 @@ TEST(Search, KeepsTheBudgetAtEveryLength) {
   }
 }
 
+TEST(Search, RunsTenCandidatesAtMost) {
+  const auto model = test::tiny_model();
+  auto options = tiny_options();
+  options.candidates = 9;
+  options.repairs = 9;
+  Search search(model, tiny_data(), options);
+  search.find(0.4);
+  EXPECT_LE(search.tried().size(), 10u);
+}
+
 TEST(Search, BudgetOneIsTheDenseModelBitForBit) {
   const auto model = test::tiny_model();
   Search search(model, tiny_data(), tiny_options());
