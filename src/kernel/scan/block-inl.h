@@ -59,8 +59,10 @@ struct Block {
   // pairwise matrices (transposed: row j, column i), lds of states (an odd number of cache lines).
   int64_t block, dk, dv, ldk, ldv, ldm, lds;
   bool channel, correct, general, before;
+  bool shared;  // all heads of a sequence have one q and one k (Mamba-2's C and B)
 
-  int64_t length = 0;  // tokens in the current block
+  int64_t length = 0;              // tokens in the current block
+  int64_t batch = -1, begin = -1;  // where it lies; -1: not all of it was loaded
   // Tokens this many rows on are fetched into the cache early, within [fetch_begin, fetch_end):
   // rows of one head are far apart in memory, further than the processor looks ahead by itself.
   int64_t ahead = 0, fetch_begin = 0, fetch_end = 0;
@@ -68,8 +70,9 @@ struct Block {
   float *q, *k, *c, *p;            // rows [block + 4, ldk]; q holds scale q
   float *qe, *ke, *ce, *pe;        // with decays (the same tiles where there are none)
   float *log_decay, *hi, *lo, *a;  // per channel [block + 4, ldk]
-  float* turned;                   // q or c transposed, [ldk, ldm]
+  float* running;                  // per channel: a row of scratch, [ldk]
   float *mqk, *mck, *mqp, *mcp;    // [block, ldm], transposed
+  float* pairs;                    // q_i . k_j before its weight, likewise
   float *v, *x, *w, *o;            // [block + 4, ldv]
   float *beta, *own, *bonus;       // [block], [block], [ldk]
   double* sums;                    // b_i
@@ -112,7 +115,8 @@ struct Block {
     correct = s.correction != Correction::kNone;
     general = s.correction == Correction::kGeneral;
     before = s.read_before();
-    const int64_t rows = block + 4, keys = rows * ldk, values = rows * ldv, pairs = block * ldm;
+    shared = !channel && !correct && s.q.h == 0 && s.k.h == 0;
+    const int64_t rows = block + 4, keys = rows * ldk, values = rows * ldv, square = block * ldm;
     auto when = [&](bool used, int64_t floats) { return used ? arena.take(floats) : nullptr; };
     const bool decays = s.decay != Decay::kNone;
     q = arena.take(keys);
@@ -134,15 +138,16 @@ struct Block {
       f.to_end = channel ? arena.take(keys) : arena.take(rows);
       f.decay_hi = arena.take(ldk);
       f.decay_lo = arena.take(ldk);
-      f.weight_q = when(!channel, pairs);
-      f.weight_c = when(!channel && correct, pairs);
+      f.weight_q = when(!channel, square);
+      f.weight_c = when(!channel && correct, square);
     }
     use_head(0);
-    turned = arena.take(ldk * ldm);
-    mqk = arena.take(pairs + 16);
-    mck = when(correct, pairs + 16);
-    mqp = when(general, pairs + 16);
-    mcp = when(general, pairs + 16);
+    running = when(channel, ldk);
+    mqk = arena.take(square + 16);
+    mck = when(correct, square + 16);
+    mqp = when(general, square + 16);
+    mcp = when(general, square + 16);
+    pairs = when(!channel, square + 16);
     v = arena.take(values);
     x = when(correct, values);
     w = general || !correct ? (general ? x : v) : arena.take(values);
@@ -295,7 +300,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
                                 bool c_before, float* mq, float* mc) {
   const DF d;
   const int64_t ld = b.ldk;
-  float* running = b.turned;  // one row of scratch
+  float* running = b.running;
   for (int64_t j = 0; j < l; ++j) {
     for (int64_t e = 0; e < ld; e += kLanes) {
       hn::StoreU(hn::LoadU(d, column + j * ld + e), d, running + e);
@@ -327,18 +332,48 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   }
 }
 
-// m(j, i) = (column_j . row_i) weight(j, i), rows given transposed in b.turned.
-[[maybe_unused]] static HWY_NOINLINE void scalar_pairs(const Block& b, int64_t l,
-                                                       const float* column, const float* weight,
-                                                       float* m) {
+// m(j, i) = column_j . row_i for pairs i >= j (and a few more), a few columns by four rows at a
+// time in registers. Both tiles have readable rows behind the last.
+[[maybe_unused]] static HWY_NOINLINE void dot_pairs(const Block& b, int64_t l, const float* row,
+                                                    const float* column, float* m) {
   const DF d;
-  product(l, l, b.dk, {column, b.ldk, 1}, b.turned, b.ldm, m, b.ldm, Init::kZero);
-  const int64_t end = pad_to(l, kLanes);
-  for (int64_t j = 0; j < l; ++j) {
-    for (int64_t i = 0; i < end; i += kLanes) {
-      float* at = m + j * b.ldm + i;
-      hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::LoadU(d, weight + j * b.ldm + i)), d, at);
+  constexpr int kColumns = kLanes >= 16 ? 4 : 2;  // as registers allow
+  const int64_t ld = b.ldk;
+  for (int64_t j0 = 0; j0 < l; j0 += kColumns) {
+    for (int64_t i0 = j0 / 4 * 4; i0 < l; i0 += 4) {
+      VF acc[kColumns][4];
+      set_zero(acc);
+      for (int64_t e = 0; e < ld; e += kLanes) {
+        VF right[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) right[i] = hn::LoadU(d, row + (i0 + i) * ld + e);
+#pragma GCC unroll 4
+        for (int j = 0; j < kColumns; ++j) {
+          const VF left = hn::LoadU(d, column + (j0 + j) * ld + e);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) acc[j][i] = hn::MulAdd(left, right[i], acc[j][i]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; ++j) {
+        float* at = m + (j0 + j) * b.ldm + i0;
+        if (j0 + j < l) store_sums(acc[j][0], acc[j][1], acc[j][2], acc[j][3], at);
+      }
     }
+  }
+}
+
+// m(j, i) = pairs(j, i) weight(j, i) for i >= j, else 0.
+[[maybe_unused]] static HWY_NOINLINE void weigh_pairs(const Block& b, int64_t l, const float* pairs,
+                                                      const float* weight, float* m) {
+  const DF d;
+  for (int64_t j = 0; j < l; ++j) {
+    const int64_t row = j * b.ldm;
+    for (int64_t i = j / kLanes * kLanes; i < l; i += kLanes) {
+      const VF product = hn::Mul(hn::LoadU(d, pairs + row + i), hn::LoadU(d, weight + row + i));
+      hn::StoreU(product, d, m + row + i);
+    }
+    std::fill_n(m + row, j, 0.0f);
   }
 }
 
@@ -349,25 +384,29 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
                                                         int64_t l, ScanColumns columns,
                                                         bool state_only = false) {
   const DF d;
+  // Shared keys and queries, and their products, are still here from the head before.
+  const bool same = b.shared && b.batch == batch && b.begin == t && b.length == l && !state_only;
+  b.batch = batch;
+  b.begin = state_only ? -1 : t;
   b.length = l;
   const int64_t first = std::max(t + b.ahead, b.fetch_begin);
   const int64_t count = std::min(t + b.ahead + l, b.fetch_end) - first;
-  const auto fetch = [&](const ScanTensor& x, int64_t bytes, int64_t column, bool write) {
-    b.fetch.add(token_row(x, batch, first, h, column), x.t * dtype_size(x.dtype), count, bytes,
-                write);
+  const auto fetch = [&](const ScanTensor& x, int64_t n, int64_t column, bool write) {
+    const int64_t size = dtype_size(x.dtype);
+    b.fetch.add(token_row(x, batch, first, h, column), x.t * size, count, n * size, write);
   };
   const auto load = [&](const ScanTensor& x, int64_t n, float scale, float* to, int64_t ld,
                         int64_t column = 0) {
     load_rows(token_row(x, batch, t, h, column), x.t * dtype_size(x.dtype), x.dtype, l, n, scale,
               to, ld);
-    fetch(x, n * dtype_size(x.dtype), column, false);
+    fetch(x, n, column, false);
   };
   b.fetch.clear();
   if (!state_only) {
-    load(s.q, b.dk, s.scale, b.q, b.ldk);
-    if (s.out) fetch(s.out, b.dv * dtype_size(s.out.dtype), columns.begin, true);
+    if (!same) load(s.q, b.dk, s.scale, b.q, b.ldk);
+    if (s.out) fetch(s.out, b.dv, columns.begin, true);
   }
-  load(s.k, b.dk, 1, b.k, b.ldk);
+  if (!same) load(s.k, b.dk, 1, b.k, b.ldk);
   load(s.v, b.dv, 1, b.v, b.ldv, columns.begin);
   if (b.general) {
     load(s.p, b.dk, 1, b.p, b.ldk);
@@ -407,15 +446,19 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
       if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), l, b.ldk, b.ce);
       if (b.general) scale_rows(b.p, b.to_end, l, b.ldk, b.pe);
     }
+    const auto pairs = [&](const float* row, const float* column, const float* weight, float* m)
+                           HWY_ATTR {
+                             dot_pairs(b, l, row, column, m);
+                             weigh_pairs(b, l, m, weight, m);
+                           };
     if (!state_only) {
-      transpose(l, b.dk, b.q, b.ldk, b.turned, b.ldm);
-      scalar_pairs(b, l, b.k, b.weight_q, b.mqk);
-      if (b.general) scalar_pairs(b, l, b.p, b.weight_q, b.mqp);
+      if (!same) dot_pairs(b, l, b.q, b.k, b.pairs);
+      weigh_pairs(b, l, b.pairs, b.weight_q, b.mqk);
+      if (b.general) pairs(b.q, b.p, b.weight_q, b.mqp);
     }
     if (b.correct) {
-      transpose(l, b.dk, b.c, b.ldk, b.turned, b.ldm);
-      scalar_pairs(b, l, b.k, b.weight_c, b.mck);
-      if (b.general) scalar_pairs(b, l, b.p, b.weight_c, b.mcp);
+      pairs(b.c, b.k, b.weight_c, b.mck);
+      if (b.general) pairs(b.c, b.p, b.weight_c, b.mcp);
     }
   }
   if (s.bonus && !state_only) {
@@ -467,27 +510,51 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   solve(b);
 }
 
-// O from the state at the block's start and the corrected values.
-[[maybe_unused]] static HWY_NOINLINE void read_block(const Block& b, const float* state,
-                                                     bool bonus) {
+struct Rows {
+  float* data;
+  int64_t ld;  // floats between rows
+};
+
+// M rows and N vectors of O from the state at the block's start and the corrected values.
+template <int M, int N>
+HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_t m0, int64_t n0,
+                          Rows out) {
   const DF d;
-  const int64_t l = b.length;
-  product(l, b.dv, b.dk, {b.qe, b.ldk, 1}, state, b.lds, b.o, b.ldv, Init::kZero, Shape::kFull,
-          nullptr, nullptr, &b.fetch);
-  product(l, b.dv, l, {b.mqk, 1, b.ldm}, b.general ? b.v : b.w, b.ldv, b.o, b.ldv, Init::kAdd,
-          Shape::kLower);
-  if (b.general) {
-    product(l, b.dv, l, {b.mqp, 1, b.ldm}, b.x, b.ldv, b.o, b.ldv, Init::kAdd, Shape::kLower);
-  }
-  if (bonus) {
-    for (int64_t i = 0; i < l; ++i) {
-      const VF own = hn::Set(d, b.own[i]);
-      for (int64_t e = 0; e < b.ldv; e += kLanes) {
-        float* at = b.o + i * b.ldv + e;
-        hn::StoreU(hn::MulAdd(own, hn::LoadU(d, b.v + i * b.ldv + e), hn::LoadU(d, at)), d, at);
+  VF acc[M][N];
+  set_zero(acc);
+  multiply_add(0, b.dk, b.qe + m0 * b.ldk, b.ldk, 1, state + n0, b.lds, acc);
+  const int64_t pairs = std::min(b.length, m0 + M);  // a row meets no later column
+  const float* written = b.general ? b.v : b.w;
+  multiply_add(0, pairs, b.mqk + m0, 1, b.ldm, written + n0, b.ldv, acc);
+  if (b.general) multiply_add(0, pairs, b.mqp + m0, 1, b.ldm, b.x + n0, b.ldv, acc);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+      if (bonus) {
+        const VF value = hn::LoadU(d, b.v + (m0 + m) * b.ldv + n0 + n * kLanes);
+        acc[m][n] = hn::MulAdd(hn::Set(d, b.own[m0 + m]), value, acc[m][n]);
       }
+      hn::StoreU(acc[m][n], d, out.data + (m0 + m) * out.ld + n0 + n * kLanes);
     }
   }
+}
+
+// O of a prepared block, in rows of whole vectors.
+[[maybe_unused]] static HWY_NOINLINE void read_block(const Block& b, const float* state, bool bonus,
+                                                     Rows out) {
+  const auto panel = [&](int64_t n0, auto vectors) HWY_ATTR {
+    constexpr int kVectors = decltype(vectors)::value;
+    int64_t m0 = 0;
+    for (; m0 + kRows <= b.length; m0 += kRows) {
+      read_tile<kRows, kVectors>(b, state, bonus, m0, n0, out);
+      b.fetch.advance(kRows * kVectors * b.dk);
+    }
+    for (; m0 < b.length; ++m0) read_tile<1, kVectors>(b, state, bonus, m0, n0, out);
+  };
+  int64_t n0 = 0;
+  for (; n0 + kLanes < b.dv; n0 += 2 * kLanes) panel(n0, std::integral_constant<int, 2>());
+  if (n0 < b.dv) panel(n0, std::integral_constant<int, 1>());
 }
 
 // The state at the block's end, in place.

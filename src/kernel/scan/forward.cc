@@ -39,6 +39,8 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
   b.ahead = b.block;
   b.fetch_begin = span.begin;
   b.fetch_end = span.begin + span.length;
+  // Rows of whole vectors go to the caller's memory without a detour.
+  const bool whole = s.out.dtype == HEED_FLOAT32 && b.dv == b.ldv;
   for (int64_t t = 0; t < span.length; t += b.block) {
     const int64_t l = std::min(b.block, span.length - t);
     for (int64_t h = 0; h < heads; ++h) {
@@ -46,10 +48,14 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
       b.use_head(h);
       prepare_block(s, b, span.b, span.begin + t, h0 + h, l, columns);
       correct_values(b, state);
-      read_block(b, state, static_cast<bool>(s.bonus));
-      store_rows(b.o, b.ldv, l, b.dv,
-                 const_cast<char*>(token_row(s.out, span.b, span.begin + t, h0 + h, columns.begin)),
-                 s.out.t * dtype_size(s.out.dtype), s.out.dtype);
+      char* out =
+          const_cast<char*>(token_row(s.out, span.b, span.begin + t, h0 + h, columns.begin));
+      if (whole) {
+        read_block(b, state, static_cast<bool>(s.bonus), {reinterpret_cast<float*>(out), s.out.t});
+      } else {
+        read_block(b, state, static_cast<bool>(s.bonus), {b.o, b.ldv});
+        store_rows(b.o, b.ldv, l, b.dv, out, s.out.t * dtype_size(s.out.dtype), s.out.dtype);
+      }
       advance_state(b, s.decay != Decay::kNone, state);
     }
   }

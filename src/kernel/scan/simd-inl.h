@@ -51,42 +51,84 @@ struct Matrix {  // A(m, k) = data[m * row + k * col]
 struct Fetch {
   struct Rows {
     const char* data;
-    int64_t stride, count, lines;  // bytes between rows, rows, lines of 64 bytes a row
+    int64_t stride, count, bytes;  // bytes between rows, rows, bytes a row
     bool write;
   };
   static constexpr int kMost = 7;  // q, k, v, p, r, decay, out
   Rows list[kMost];
   int count = 0, next = 0;
-  int64_t row = 0, line = 0;     // the next of list[next]
-  int64_t lines = 0;             // of all
-  int64_t cost = 1, unused = 0;  // work a line, and work that no line was asked for yet
+  int64_t row = 0;                               // of list[next]
+  const char *at = nullptr, *row_end = nullptr;  // what is left of it
+  int64_t lines = 0;                             // of all
+  int64_t cost = 1, unused = 0;                  // work a line, and work that asked for none yet
 
-  void clear() { count = next = 0, row = line = lines = unused = 0; }
+  void clear() { count = 0, lines = 0; }
   void add(const char* data, int64_t stride, int64_t rows, int64_t bytes, bool write = false) {
     if (rows <= 0) return;
-    list[count++] = {data, stride, rows, (bytes + 63) / 64, write};
+    list[count++] = {data, stride, rows, bytes, write};
     lines += rows * ((bytes + 63) / 64);
   }
   // So much work is to come: the lines are spread over it.
-  void spread(int64_t work) { cost = std::max<int64_t>(1, work / std::max<int64_t>(1, lines)); }
+  void spread(int64_t work) {
+    cost = std::max<int64_t>(1, work / std::max<int64_t>(1, lines));
+    unused = 0, next = 0, row = 0;
+    start_row();
+  }
   void advance(int64_t work) {
-    for (unused += work; unused >= cost && next < count; unused -= cost) {
-      const Rows& rows = list[next];
-      const char* at = rows.data + row * rows.stride + 64 * line;
+    int64_t left = unused + work;
+    const int64_t step = cost;
+    while (left >= step && next < count) {
+      const char* line = at;
+      const char* const end = row_end;
       // Into the second level: the first has fewer misses under way at once, and no room.
-      if (rows.write) {
-        __builtin_prefetch(at, 1, 2);
+      if (list[next].write) {
+        for (; line < end && left >= step; line += 64, left -= step) __builtin_prefetch(line, 1, 2);
       } else {
-        __builtin_prefetch(at, 0, 2);
+        for (; line < end && left >= step; line += 64, left -= step) __builtin_prefetch(line, 0, 2);
       }
-      if (++line < rows.lines) continue;
-      line = 0;
-      if (++row < rows.count) continue;
-      row = 0;
-      ++next;
+      at = line;
+      if (line < end) break;
+      if (++row == list[next].count) row = 0, ++next;
+      start_row();
     }
+    unused = left;
+  }
+
+ private:
+  void start_row() {
+    if (next == count) return;
+    at = list[next].data + row * list[next].stride;
+    row_end = at + list[next].bytes;
   }
 };
+
+// acc += A (M x [k0, k1)) B.
+template <int M, int N>
+HWY_INLINE void multiply_add(int64_t k0, int64_t k1, const float* HWY_RESTRICT a, int64_t row,
+                             int64_t col, const float* HWY_RESTRICT b, int64_t ldb,
+                             VF (&acc)[M][N]) {
+  const DF d;
+  for (int64_t k = k0; k < k1; ++k) {
+    VF right[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) right[n] = hn::LoadU(d, b + k * ldb + n * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const VF left = hn::Set(d, a[m * row + k * col]);
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) acc[m][n] = hn::MulAdd(left, right[n], acc[m][n]);
+    }
+  }
+}
+
+template <int M, int N>
+HWY_INLINE void set_zero(VF (&acc)[M][N]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) acc[m][n] = hn::Zero(DF());
+  }
+}
 
 template <int M, int N>
 HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a, int64_t row,
@@ -95,24 +137,10 @@ HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a
                              const float* lo) {
   const DF d;
   VF acc[M][N];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) acc[m][n] = hn::Zero(d);
-  }
-  for (int64_t k = k0; k < k1; ++k) {
-    VF right[N];
-#pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) right[n] = hn::LoadU(d, b + k * ldb + n * kLanes);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const VF left = hn::Set(d, a[m * row + k * col]);
-#pragma GCC unroll 2
-      for (int n = 0; n < N; ++n) acc[m][n] = hn::MulAdd(left, right[n], acc[m][n]);
-    }
-  }
+  set_zero(acc);
+  multiply_add(k0, k1, a, row, col, b, ldb, acc);
   // C comes in last, so that a long sum is rounded once a product and not once a term.
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) {
@@ -142,6 +170,11 @@ HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, in
     if (fetch != nullptr) fetch->advance(kTile * N * (k1 - k0));
   };
   int64_t m0 = 0;
+  if (N == 1) {  // one vector a row leaves registers for twice the rows
+    for (; m0 + 2 * kRows <= m; m0 += 2 * kRows) {
+      tile(m0, std::integral_constant<int, 2 * kRows>());
+    }
+  }
   for (; m0 + kRows <= m; m0 += kRows) tile(m0, std::integral_constant<int, kRows>());
   if (kRows > 4 && m0 + 4 <= m) {
     tile(m0, std::integral_constant<int, 4>());
