@@ -114,90 +114,124 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   return out;
 }
 
+using Group = GroupedRows::Group;
+
+// x [T, Hk * group, D] as [T, n heads, group, D] of the program's heads.
+at::Tensor queries_of(const Group& g, const at::Tensor& q, int64_t kv_heads) {
+  return heads_of(g, q.unflatten(1, {kv_heads, q.size(1) / kv_heads}));
+}
+
+// One query a head over all that its group keeps: [n heads, group, D] in float32.
+at::Tensor attend_kept(const at::Tensor& q, const GroupedRows::Rows& kept, double scale) {
+  const auto wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor scores = at::bmm(q.to(wide).mul(scale), kept.k.to(wide).transpose(1, 2));
+  return at::bmm(at::softmax(scores, -1), kept.v.to(wide));
+}
+
+// Queries at positions past, past + 1, ... of a group's heads [T, n, group, D] over what it kept
+// before and the same tokens' keys and values [n, T, D]; returns [n, group, T, D].
+at::Tensor attend_chunk(const at::Tensor& q, const at::Tensor& own_k, const at::Tensor& own_v,
+                        const std::vector<GroupedRows::Run>& runs, const HeadProgram& program,
+                        int64_t past, double scale) {
+  const int64_t queries = q.size(0), heads = q.size(1), group = q.size(2);
+  std::vector<at::Tensor> ks, vs, positions;
+  const auto longs = q.options().dtype(at::kLong);
+  for (const GroupedRows::Run& run : runs) {
+    ks.push_back(run.k.to(q.scalar_type()));
+    vs.push_back(run.v.to(q.scalar_type()));
+    positions.push_back(at::arange(run.position, run.position + run.k.size(1), longs));
+  }
+  ks.push_back(own_k);
+  vs.push_back(own_v);
+  const auto per_query_head = [&](const std::vector<at::Tensor>& parts) {
+    const at::Tensor all = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+    return all.repeat_interleave(group, 0).unsqueeze(0);
+  };
+  const at::Tensor key = per_query_head(ks), value = per_query_head(vs);
+  const at::Tensor query = q.permute({1, 2, 0, 3}).flatten(0, 1).unsqueeze(0);
+  at::Tensor out;
+  if (runs.empty() && program.full()) {
+    out = at::scaled_dot_product_attention(query, key, value, {}, 0.0, true, scale);
+  } else {
+    const at::Tensor own = at::arange(past, past + queries, longs);
+    positions.push_back(own);
+    const at::Tensor j = at::cat(positions).unsqueeze(0), p = own.unsqueeze(1);
+    at::Tensor visible = j <= p;
+    if (!program.full()) {
+      visible = visible.logical_and((j < program.sinks).logical_or(j > p - program.window));
+    }
+    out = at::scaled_dot_product_attention(query, key, value, visible, 0.0, false, scale);
+  }
+  return out[0].unflatten(0, {heads, group});
+}
+
 }  // namespace
 
-// Other devices: gather what a head keeps, then PyTorch's attention with the mask of its program;
-// heads of one program go together.
-at::Tensor attend_states_gathered(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                  std::span<const int64_t> bounds, std::span<KvState* const> states,
-                                  const std::vector<HeadProgram>& programs, double scale) {
+at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 std::span<const int64_t> bounds, std::span<KvState* const> states,
+                                 const std::vector<HeadProgram>& programs, double scale) {
   const int64_t heads = k.size(1), group = q.size(1) / heads;
-  at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
+  std::vector<Group> stateless;
+  if (states.empty()) stateless = group_heads(programs, q.device());
+  at::Tensor out = at::empty({q.size(0), heads, group, v.size(2)}, q.options());
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
     const int64_t begin = bounds[s], queries = bounds[s + 1] - begin;
     if (queries == 0) continue;
     KvState* state = states.empty() ? nullptr : states[s];
+    if (state && !state->grouped()) throw UsageError("this state does not group its heads");
+    const at::Tensor qs = q.narrow(0, begin, queries);
+    const at::Tensor ks = k.narrow(0, begin, queries), vs = v.narrow(0, begin, queries);
     const int64_t past = state ? state->length() : 0;
     const bool sees_all = state && state->sees_all(queries);
-    const auto& plan = state ? state->programs() : programs;
+    const bool step = state && queries == 1;  // its ring then holds exactly what it sees
+    if (step) state->append(ks, vs);
     const auto cache_type = state ? state->options().dtype : k.scalar_type();
-    const at::Tensor own_k = k.narrow(0, begin, queries).to(cache_type).to(q.scalar_type());
-    const at::Tensor own_v = v.narrow(0, begin, queries).to(cache_type).to(q.scalar_type());
-    std::vector<bool> done(heads, false);
-    for (int64_t first = 0; first < heads; ++first) {
-      if (done[first]) continue;
-      std::vector<int64_t> same;
-      for (int64_t h = first; h < heads; ++h) {
-        if (plan[h] == plan[first]) {
-          same.push_back(h);
-          done[h] = true;
-        }
-      }
-      std::vector<at::Tensor> ks, vs, qs, positions;
-      for (int64_t h : same) {
-        std::vector<at::Tensor> kr, vr;
-        if (state) {
-          for (const KvState::Run& run : state->runs(h)) {
-            kr.push_back(run.k);
-            vr.push_back(run.v);
-            if (h == first) {
-              positions.push_back(at::arange(run.position, run.position + run.k.size(0),
-                                             q.options().dtype(at::kLong)));
-            }
-          }
-        }
-        at::Tensor kh = own_k.select(1, h), vh = own_v.select(1, h);
-        if (!kr.empty()) {
-          kh = at::cat({at::cat(kr).to(q.scalar_type()), kh});
-          vh = at::cat({at::cat(vr).to(q.scalar_type()), vh});
-        }
-        ks.push_back(kh);
-        vs.push_back(vh);
-        qs.push_back(q.narrow(0, begin, queries).narrow(1, h * group, group).transpose(0, 1));
-      }
-      const at::Tensor key = at::stack(ks).repeat_interleave(group, 0).unsqueeze(0);
-      const at::Tensor value = at::stack(vs).repeat_interleave(group, 0).unsqueeze(0);
-      const at::Tensor query = at::cat(qs).unsqueeze(0);
-      const HeadProgram program = sees_all ? HeadProgram{} : plan[first];
-      at::Tensor result;
-      if (past == 0 && program.full()) {
-        result = at::scaled_dot_product_attention(query, key, value, {}, 0.0, true, scale);
+    const auto own = [&](const Group& g, const at::Tensor& x) {  // as the cache will hold it
+      return heads_of(g, x).to(cache_type).to(q.scalar_type()).transpose(0, 1);
+    };
+    for (const Group& g : state ? state->grouped()->groups() : stateless) {
+      const at::Tensor query = queries_of(g, qs, heads);
+      at::Tensor result;  // [T, n, group, D]
+      if (step) {
+        result = attend_kept(query[0], GroupedRows::kept(g, past + 1), scale).unsqueeze(0);
       } else {
-        const auto longs = q.options().dtype(at::kLong);
-        positions.push_back(at::arange(past, past + queries, longs));
-        const at::Tensor j = at::cat(positions).unsqueeze(0);
-        const at::Tensor p = at::arange(past, past + queries, longs).unsqueeze(1);
-        at::Tensor visible = j <= p;
-        if (!program.full()) {
-          visible = visible.logical_and((j < program.sinks).logical_or(j > p - program.window));
-        }
-        result = at::scaled_dot_product_attention(query, key, value, visible, 0.0, false, scale);
+        const auto runs = past > 0 ? GroupedRows::runs(g, past) : std::vector<GroupedRows::Run>{};
+        result = attend_chunk(query, own(g, ks), own(g, vs), runs,
+                              sees_all ? HeadProgram{} : g.program, past, scale)
+                     .permute({2, 0, 1, 3});
       }
-      for (size_t i = 0; i < same.size(); ++i) {
-        out.narrow(0, begin, queries)
-            .narrow(1, same[i] * group, group)
-            .copy_(result[0].narrow(0, static_cast<int64_t>(i) * group, group).transpose(0, 1));
+      at::Tensor target = out.narrow(0, begin, queries);
+      if (g.index.defined()) {
+        target.index_copy_(1, g.index, result.to(out.scalar_type()));
+      } else {
+        target.copy_(result);
       }
     }
-    if (state) state->append(k.narrow(0, begin, queries), v.narrow(0, begin, queries));
+    if (state && !step) state->append(ks, vs);
   }
-  return out;
+  return out.flatten(1, 2);
+}
+
+void attend_held(const at::Tensor& q, const KvState& state, double scale, at::Tensor& out) {
+  const auto heads = static_cast<int64_t>(state.programs().size());
+  for (const Group& g : state.grouped()->groups()) {
+    const at::Tensor result = attend_kept(queries_of(g, q.unsqueeze(0), heads)[0],
+                                          GroupedRows::kept(g, state.length()), scale);
+    at::Tensor target = out.unflatten(0, {heads, out.size(0) / heads});
+    if (g.index.defined()) {
+      target.index_copy_(0, g.index, result.to(out.scalar_type()));
+    } else {
+      target.copy_(result);
+    }
+  }
 }
 
 at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          std::span<const int64_t> bounds, std::span<KvState* const> states,
                          const std::vector<HeadProgram>& programs, double scale) {
-  if (!q.is_cpu()) return attend_states_gathered(q, k, v, bounds, states, programs, scale);
+  if (!q.is_cpu() || (!states.empty() && states[0]->grouped())) {
+    return attend_states_grouped(q, k, v, bounds, states, programs, scale);
+  }
   if (q.scalar_type() == at::kHalf || q.scalar_type() == at::kDouble) {
     return attend_cpu(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat), bounds, states,
                       programs, scale)

@@ -24,10 +24,14 @@ at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          std::span<const int64_t> bounds, std::span<KvState* const> states,
                          const std::vector<HeadProgram>& programs, double scale);
 
-// The same by gathering what each head keeps and PyTorch's scaled_dot_product_attention with the
-// program's mask: what devices other than the CPU run (any device can).
-at::Tensor attend_states_gathered(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                  std::span<const int64_t> bounds, std::span<KvState* const> states,
-                                  const std::vector<HeadProgram>& programs, double scale);
+// The same with PyTorch's operators over states that group their heads, each program's heads
+// together: what devices other than the CPU run (any device can).
+at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 std::span<const int64_t> bounds, std::span<KvState* const> states,
+                                 const std::vector<HeadProgram>& programs, double scale);
+
+// One token's attention q [Hq, D] over all that a grouped state holds, nothing appended, into out
+// [Hq, D].
+void attend_held(const at::Tensor& q, const KvState& state, double scale, at::Tensor& out);
 
 }  // namespace heed

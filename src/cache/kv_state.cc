@@ -3,8 +3,8 @@
 #include "cache/kv_state.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace heed {
@@ -61,7 +61,7 @@ bool convert_from(const at::Tensor& from, int64_t row, const at::Tensor& to, int
 // Rows [row, row + count) of `from` to rows from `slot` of `to`.
 void copy_rows(const at::Tensor& from, int64_t row, const at::Tensor& to, int64_t slot,
                int64_t count) {
-  if (from.is_cpu() && from.stride(1) == 1) {
+  if (from.stride(1) == 1) {
     if (from.scalar_type() == at::kFloat && convert_from<float>(from, row, to, slot, count)) return;
     if (from.scalar_type() == at::kBFloat16 &&
         convert_from<at::BFloat16>(from, row, to, slot, count)) {
@@ -80,6 +80,11 @@ KvState::KvState(std::vector<HeadProgram> heads, const KvOptions& options)
   for (const HeadProgram& p : programs_) {
     if (p.window < 0 || p.sinks < 0) throw UsageError("a program's window or sinks are negative");
   }
+  if (options.grouped) {
+    grouped_.emplace(programs_, options);
+  } else if (!options.device.is_cpu()) {
+    throw UsageError("a cache on {} must be grouped", options.device.str());
+  }
 }
 
 std::unique_ptr<State> KvState::fork() const { return std::make_unique<KvState>(*this); }
@@ -95,6 +100,7 @@ void KvState::own(RowsPtr& rows) const {
 }
 
 int64_t KvState::bytes() const {
+  if (grouped_) return grouped_->bytes();
   int64_t total = 0;
   const auto add = [&](const RowsPtr& rows) {
     if (rows) total += static_cast<int64_t>(rows->k.nbytes() + rows->v.nbytes());
@@ -117,6 +123,11 @@ int64_t KvState::formula_bytes(const std::vector<HeadProgram>& heads, int64_t he
 void KvState::append(const at::Tensor& k_in, const at::Tensor& v_in) {
   const int64_t count = k_in.size(0);
   if (count == 0) return;
+  if (grouped_) {
+    grouped_->append(k_in, v_in, length_);
+    length_ += count;
+    return;
+  }
   // Many rows: PyTorch's conversion is vectorised; few: straight into the cache.
   at::Tensor k = k_in, v = v_in;
   if (k.scalar_type() != options_.dtype && k.numel() >= 4096) {
@@ -149,10 +160,8 @@ void KvState::append_full(Head& head, const at::Tensor& k, const at::Tensor& v) 
     const Rows& rows = *head.pages[page];
     copy_rows(k, row, rows.k, slot, n);
     copy_rows(v, row, rows.v, slot, n);
-    if (options_.device.is_cpu()) {
-      head.segments.resize(page + 1);
-      head.segments[page] = segment_of(rows.k, rows.v, 0, slot + n, page * kPage);
-    }
+    head.segments.resize(page + 1);
+    head.segments[page] = segment_of(rows.k, rows.v, 0, slot + n, page * kPage);
     row += n;
   }
 }
@@ -219,9 +228,18 @@ std::array<RingRun, 2> ring_runs(const HeadProgram& p, int64_t length) {
 }  // namespace
 
 std::vector<KvState::Run> KvState::runs(int64_t h) const {
+  std::vector<Run> out;
+  if (grouped_) {
+    if (length_ == 0) return out;
+    const GroupedRows::Group& group = grouped_->group_of(h);
+    const int64_t n = std::find(group.heads.begin(), group.heads.end(), h) - group.heads.begin();
+    for (const GroupedRows::Run& run : GroupedRows::runs(group, length_)) {
+      out.push_back({run.k.select(0, n), run.v.select(0, n), run.position});
+    }
+    return out;
+  }
   const Head& head = heads_[h];
   const HeadProgram& p = programs_[h];
-  std::vector<Run> out;
   if (p.full()) {
     for (size_t i = 0; i < head.pages.size(); ++i) {
       const int64_t position = static_cast<int64_t>(i) * kPage;
@@ -271,16 +289,15 @@ void KvState::truncate(int64_t length) {
           p.sinks, p.window, length);
     }
   }
-  for (size_t h = 0; h < heads_.size(); ++h) {
+  if (grouped_) grouped_->truncate(length);
+  for (size_t h = 0; h < heads_.size() && !grouped_; ++h) {
     Head& head = heads_[h];
     const HeadProgram& p = programs_[h];
     if (p.full()) {
       const int64_t pages = (length + kPage - 1) / kPage;
       head.pages.resize(pages);
-      if (options_.device.is_cpu()) {
-        head.segments.resize(pages);
-        if (pages > 0) head.segments.back().length = length - (pages - 1) * kPage;
-      }
+      head.segments.resize(pages);
+      if (pages > 0) head.segments.back().length = length - (pages - 1) * kPage;
     } else {
       if (length == 0) head.sinks.reset();
       if (length <= p.sinks) head.ring.reset();
@@ -318,10 +335,9 @@ void KvState::load(const NamedTensors& in, const std::string& prefix) {
   }
   const int64_t tokens = length.item<int64_t>();
   KvState fresh(programs_, options_);
+  std::vector<at::Tensor> parts[2];  // of each head
   for (int64_t h = 0; h < static_cast<int64_t>(heads_.size()); ++h) {
-    const HeadProgram& p = programs_[h];
-    const int64_t kept = p.kept(tokens);
-    at::Tensor parts[2];
+    const int64_t kept = programs_[h].kept(tokens);
     for (int i = 0; i < 2; ++i) {
       const std::string name = fmt::format("h{}.{}", h, i == 0 ? "k" : "v");
       const at::Tensor& t = get(name);
@@ -330,25 +346,45 @@ void KvState::load(const NamedTensors& in, const std::string& prefix) {
         throw Error("a saved state's tensor {}{} does not fit: [{}, {}] was expected", prefix, name,
                     kept, options_.head_dim);
       }
-      parts[i] = t.to(options_.device, options_.dtype).contiguous();
+      parts[i].push_back(t.to(options_.device, options_.dtype).contiguous());
     }
-    Head& head = fresh.heads_[h];
-    if (p.full()) {
-      fresh.append_full(head, parts[0], parts[1]);
-      continue;
-    }
-    const int64_t sinks = std::min(p.sinks, kept);
-    fresh.append_window(head, p, parts[0].narrow(0, 0, sinks), parts[1].narrow(0, 0, sinks));
-    if (kept > sinks) {
-      // The ring's rows, as if the tokens before them had just gone by.
-      fresh.length_ = tokens - (kept - sinks);
-      fresh.append_window(head, p, parts[0].narrow(0, sinks, kept - sinks),
-                          parts[1].narrow(0, sinks, kept - sinks));
-      fresh.length_ = 0;
-    }
+    if (!grouped_) fresh.load_head(h, parts[0].back(), parts[1].back(), tokens);
   }
+  if (grouped_) fresh.load_groups(parts[0], parts[1], tokens);
   fresh.length_ = tokens;
   *this = std::move(fresh);
+}
+
+// The rows that a head keeps after `tokens` tokens, into an empty head.
+void KvState::load_head(int64_t h, const at::Tensor& k, const at::Tensor& v, int64_t tokens) {
+  Head& head = heads_[h];
+  const HeadProgram& p = programs_[h];
+  if (p.full()) return append_full(head, k, v);
+  const int64_t sinks = std::min(p.sinks, tokens), rest = k.size(0) - sinks;
+  append_window(head, p, k.narrow(0, 0, sinks), v.narrow(0, 0, sinks));
+  // The ring's rows, as if the tokens before them had just gone by.
+  length_ = tokens - rest;
+  append_window(head, p, k.narrow(0, sinks, rest), v.narrow(0, sinks, rest));
+  length_ = 0;
+}
+
+void KvState::load_groups(const std::vector<at::Tensor>& k, const std::vector<at::Tensor>& v,
+                          int64_t tokens) {
+  for (const GroupedRows::Group& named : grouped_->groups()) {
+    GroupedRows::Group& group = grouped_->group_of(named.heads[0]);
+    std::vector<at::Tensor> ks, vs;
+    for (const int64_t h : group.heads) {
+      ks.push_back(k[h]);
+      vs.push_back(v[h]);
+    }
+    const at::Tensor key = at::stack(ks), value = at::stack(vs);
+    const HeadProgram& p = group.program;
+    const int64_t first = p.full() ? key.size(1) : std::min(p.sinks, tokens);
+    const int64_t rest = key.size(1) - first;
+    grouped_->append(group, key.narrow(1, 0, first), value.narrow(1, 0, first), 0);
+    grouped_->append(group, key.narrow(1, first, rest), value.narrow(1, first, rest),
+                     tokens - rest);
+  }
 }
 
 }  // namespace heed

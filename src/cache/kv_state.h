@@ -2,15 +2,18 @@
 //
 // A full head keeps pages of 64 tokens, K and V apart; pages are shared between forks and copied
 // when one of them writes. A window head keeps its sinks and a ring of exactly `window` rows. Keys
-// lie there as they were given (after rotary embedding at absolute positions). See docs/decisions
-// on caches and plans.
+// lie there as they were given (after rotary embedding at absolute positions). Devices other than
+// the CPU keep the same rows grouped by program (grouped_rows.h). See docs/decisions on caches and
+// plans.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "cache/grouped_rows.h"
 #include "cache/program.h"
 #include "cache/state.h"
 #include "kernel/attend/attend.h"
@@ -21,6 +24,7 @@ struct KvOptions {
   int64_t head_dim = 0;
   at::ScalarType dtype = at::kFloat;  // float32, bfloat16 or float16
   at::Device device = at::kCPU;
+  bool grouped = false;  // heads of one program in one tensor; needed by devices other than the CPU
   bool dense_prefill = false;
 };
 
@@ -54,8 +58,11 @@ class KvState final : public State {
     int64_t position = 0;
   };
   std::vector<Run> runs(int64_t head) const;
-  // The same as the kernel takes them, added to `out` (CPU only).
+  // The same as the kernel takes them, added to `out` (not where rows are grouped).
   void add_segments(int64_t head, std::vector<kernel::Segment>& out) const;
+
+  // The rows by program, where they are grouped; else null.
+  const GroupedRows* grouped() const { return grouped_ ? &*grouped_ : nullptr; }
 
   const std::vector<HeadProgram>& programs() const { return programs_; }
   const KvOptions& options() const { return options_; }
@@ -71,7 +78,7 @@ class KvState final : public State {
   using RowsPtr = std::shared_ptr<Rows>;
   struct Head {
     std::vector<RowsPtr> pages;             // full heads
-    std::vector<kernel::Segment> segments;  // one a page, kept up to date (CPU)
+    std::vector<kernel::Segment> segments;  // one a page, kept up to date
     RowsPtr sinks, ring;                    // window heads; the ring grows up to its window
   };
   RowsPtr make_rows(int64_t rows) const;
@@ -79,11 +86,15 @@ class KvState final : public State {
   void append_full(Head& head, const at::Tensor& k, const at::Tensor& v);
   void append_window(Head& head, const HeadProgram& program, const at::Tensor& k,
                      const at::Tensor& v);
+  void load_head(int64_t head, const at::Tensor& k, const at::Tensor& v, int64_t tokens);
+  void load_groups(const std::vector<at::Tensor>& k, const std::vector<at::Tensor>& v,
+                   int64_t tokens);
   void grow_ring(Head& head, const HeadProgram& program, int64_t rows);
 
   std::vector<HeadProgram> programs_;
   KvOptions options_;
-  std::vector<Head> heads_;
+  std::vector<Head> heads_;             // unless
+  std::optional<GroupedRows> grouped_;  // rows are grouped
   int64_t length_ = 0;
 };
 

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "cache/kv_state.h"
+#include "cache/attend_states.h"
 #include "io/error.h"
 #include "op/attend.h"
 
@@ -116,14 +116,19 @@ void time_attention(const Decoder& model, const DecoderState& state, int repeats
   std::vector<Work> layers;
   for (int64_t l = 0; l < config.layers; ++l) {
     const auto* kv = dynamic_cast<const KvState*>(&state.layer(l));
-    if (!kv || model.options().device.is_cuda()) continue;
+    if (!kv) continue;
     Work work;
     work.kv = kv;
     const int64_t heads = static_cast<int64_t>(kv->programs().size());
     const int64_t group = config.heads / heads;
     const int64_t width = kv->options().head_dim;
-    work.q = at::randn({heads * group, width});
-    work.out = at::empty({heads * group, width});
+    const auto floats = at::TensorOptions().dtype(at::kFloat).device(model.options().device);
+    work.q = at::randn({heads * group, width}, floats);
+    work.out = at::empty({heads * group, width}, floats);
+    if (kv->grouped()) {
+      layers.push_back(std::move(work));
+      continue;
+    }
     work.lse = at::empty({heads * group});
     for (int64_t h = 0; h < heads; ++h) {
       const size_t begin = work.segments.size();
@@ -165,7 +170,14 @@ void time_attention(const Decoder& model, const DecoderState& state, int repeats
   }
   for (int r = 0; r < repeats; ++r) {
     const auto start = Clock::now();
-    for (const auto& work : layers) op::attend_jobs(work.table);
+    for (auto& work : layers) {
+      if (work.kv->grouped()) {
+        attend_held(work.q, *work.kv, 1 / std::sqrt(static_cast<double>(work.q.size(1))), work.out);
+      } else {
+        op::attend_jobs(work.table);
+      }
+    }
+    wait_for(model.options().device);
     result.attention_times.push_back(milliseconds_since(start));
   }
   result.attention_ms = median(result.attention_times);

@@ -119,6 +119,7 @@ std::unique_ptr<DecoderState> Decoder::make_state(const StateOptions& options) c
     kv.head_dim = config_.head_dim;
     kv.dtype = options.kv_dtype;
     kv.device = options_.device;
+    kv.grouped = !options_.device.is_cpu();
     kv.dense_prefill = options.programs && options.programs->dense_prefill;
     layers.push_back(std::make_unique<KvState>(programs_of(l, options.programs), kv));
   }

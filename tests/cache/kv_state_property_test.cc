@@ -34,11 +34,19 @@ Tokens random_tokens(int64_t n, uint64_t seed) {
           all.narrow(1, kHeads * (kGroup + 1), kHeads)};
 }
 
-std::unique_ptr<KvState> make(const std::vector<HeadProgram>& programs,
-                              at::ScalarType type = at::kFloat) {
+// Every property holds for pages and rings on the CPU, and for grouped rows as other devices have.
+class KvStates : public testing::TestWithParam<bool> {
+ protected:
+  std::unique_ptr<KvState> make(const std::vector<HeadProgram>& programs,
+                                at::ScalarType type = at::kFloat) const;
+};
+
+std::unique_ptr<KvState> KvStates::make(const std::vector<HeadProgram>& programs,
+                                        at::ScalarType type) const {
   KvOptions options;
   options.head_dim = kDim;
   options.dtype = type;
+  options.grouped = GetParam();
   return std::make_unique<KvState>(programs, options);
 }
 
@@ -64,7 +72,7 @@ at::Tensor masked(const Tokens& t, const std::vector<HeadProgram>& programs) {
   return std::get<0>(op::attend_naive(d(t.q), d(t.k), d(t.v), options)).squeeze(0);
 }
 
-TEST(KvState, AnyChunksEqualOnePassOfMaskedAttention) {
+TEST_P(KvStates, AnyChunksEqualOnePassOfMaskedAttention) {
   std::mt19937 random(1);
   for (int trial = 0; trial < 20; ++trial) {
     std::vector<HeadProgram> programs;
@@ -95,13 +103,9 @@ TEST(KvState, AnyChunksEqualOnePassOfMaskedAttention) {
   }
 }
 
-TEST(KvState, GatheredAttentionIsTheSame) {
+TEST_P(KvStates, SequencesOfAPackGoTheirOwnWays) {
   const Tokens t = random_tokens(150, 12);
   const at::Tensor expected = masked(t, kPrograms);
-  const int64_t all[] = {0, 150};
-  EXPECT_LT(
-      relative_error(attend_states_gathered(t.q, t.k, t.v, all, {}, kPrograms, 0.4), expected),
-      3e-6);
   const auto state = make(kPrograms), other = make(kPrograms);
   KvState* states[] = {state.get(), other.get()};
   std::vector<at::Tensor> parts;
@@ -111,13 +115,32 @@ TEST(KvState, GatheredAttentionIsTheSame) {
     const int64_t bounds[] = {0, 30, 31};
     const Tokens both = {join(part.q), join(part.k), join(part.v)};
     parts.push_back(
-        attend_states_gathered(both.q, both.k, both.v, bounds, states, {}, 0.4).narrow(0, 0, 30));
+        attend_states(both.q, both.k, both.v, bounds, states, {}, 0.4).narrow(0, 0, 30));
   }
   EXPECT_LT(relative_error(at::cat(parts), expected), 3e-6);
   EXPECT_EQ(other->length(), 5);
 }
 
-TEST(KvState, BytesAreTheFormulas) {
+TEST(GroupedAttention, EqualsMaskedAttentionWithoutAStateToo) {
+  const Tokens t = random_tokens(150, 12);
+  const int64_t all[] = {0, 150};
+  const at::Tensor out = attend_states_grouped(t.q, t.k, t.v, all, {}, kPrograms, 0.4);
+  EXPECT_LT(relative_error(out, masked(t, kPrograms)), 3e-6);
+}
+
+TEST(GroupedAttention, WhatIsHeldIsWhatTheNextStepSees) {
+  const Tokens t = random_tokens(150, 13);
+  KvOptions options;
+  options.head_dim = kDim;
+  options.grouped = true;
+  KvState state(kPrograms, options);
+  const at::Tensor out = run(state, t);
+  at::Tensor held = at::empty({kHeads * kGroup, kDim});
+  attend_held(t.q[149], state, 0.4, held);
+  EXPECT_LT(relative_error(held, out[149]), 3e-6);
+}
+
+TEST_P(KvStates, BytesAreTheFormulas) {
   for (const auto type : {at::kFloat, at::kHalf, at::kBFloat16}) {
     const auto state = make({{0, 0}, {512, 16}, {64, 4}}, type);
     const int64_t element = type == at::kFloat ? 4 : 2;
@@ -135,7 +158,7 @@ TEST(KvState, BytesAreTheFormulas) {
   }
 }
 
-TEST(KvState, ForksDoNotSeeEachOther) {
+TEST_P(KvStates, ForksDoNotSeeEachOther) {
   for (const int64_t prefix : {1, 64, 100, 130}) {
     const Tokens common = random_tokens(prefix, 5), left = random_tokens(90, 6),
                  right = random_tokens(90, 7);
@@ -162,7 +185,7 @@ TEST(KvState, ForksDoNotSeeEachOther) {
   }
 }
 
-TEST(KvState, SavedStatesGoOnBitForBit) {
+TEST_P(KvStates, SavedStatesGoOnBitForBit) {
   for (const int64_t length : {0, 3, 50, 200}) {
     const Tokens t = random_tokens(length, 8), more = random_tokens(5, 9);
     const auto state = make(kPrograms, at::kHalf);
@@ -183,7 +206,7 @@ TEST(KvState, SavedStatesGoOnBitForBit) {
   }
 }
 
-TEST(KvState, CutStatesGoOnAsIfNothingHadHappened) {
+TEST_P(KvStates, CutStatesGoOnAsIfNothingHadHappened) {
   const Tokens t = random_tokens(200, 10);
   const std::vector<HeadProgram> roomy = {{0, 0}, {180, 20}, {0, 0}};
   for (const int64_t cut : {0, 10, 64, 130, 200}) {
@@ -203,7 +226,7 @@ TEST(KvState, CutStatesGoOnAsIfNothingHadHappened) {
   EXPECT_EQ(state->length(), 200);
 }
 
-TEST(KvState, HalfPrecisionChunksSeeWhatStepsSee) {
+TEST_P(KvStates, HalfPrecisionChunksSeeWhatStepsSee) {
   // The chunk's own keys are rounded to the cache's type before they are used, so chunk sizes do
   // not matter.
   const Tokens t = random_tokens(120, 11);
@@ -215,6 +238,9 @@ TEST(KvState, HalfPrecisionChunksSeeWhatStepsSee) {
     EXPECT_LT(relative_error(at::cat(steps), whole), 3e-6);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Layouts, KvStates, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Grouped" : "PagesAndRings"; });
 
 }  // namespace
 }  // namespace heed
