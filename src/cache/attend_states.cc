@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "op/attend.h"
 
 namespace heed {
@@ -122,10 +124,17 @@ at::Tensor queries_of(const Group& g, const at::Tensor& q, int64_t kv_heads) {
 }
 
 // One query a head over all that its group keeps: [n heads, group, D] in float32.
-at::Tensor attend_kept(const at::Tensor& q, const GroupedRows::Rows& kept, double scale) {
+at::Tensor attend_kept(const at::Tensor& q, const Group& g, int64_t length, double scale) {
   const auto wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor scores = at::bmm(q.to(wide).mul(scale), kept.k.to(wide).transpose(1, 2));
-  return at::bmm(at::softmax(scores, -1), kept.v.to(wide));
+  const GroupedRows::Rows held = GroupedRows::held(g, length);
+  at::Tensor keys = held.k.to(wide), values = held.v.to(wide);
+  if (g.mean) {
+    keys = at::cat({keys, g.mean->k}, 1);
+    values = at::cat({values, g.mean->v}, 1);
+  }
+  const at::Tensor scores = at::bmm(q.to(wide).mul(scale), keys.transpose(1, 2));
+  if (g.mean) scores.narrow(2, scores.size(2) - 1, 1).add_(g.mean->bias);
+  return at::bmm(at::softmax(scores, -1), values);
 }
 
 // Queries at positions past, past + 1, ... of a group's heads [T, n, group, D] over what it kept
@@ -193,7 +202,7 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
       const at::Tensor query = queries_of(g, qs, heads);
       at::Tensor result;  // [T, n, group, D]
       if (step) {
-        result = attend_kept(query[0], GroupedRows::kept(g, past + 1), scale).unsqueeze(0);
+        result = attend_kept(query[0], g, past + 1, scale).unsqueeze(0);
       } else {
         const auto runs = past > 0 ? GroupedRows::runs(g, past) : std::vector<GroupedRows::Run>{};
         result = attend_chunk(query, own(g, ks), own(g, vs), runs,
@@ -215,8 +224,8 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
 void attend_held(const at::Tensor& q, const KvState& state, double scale, at::Tensor& out) {
   const auto heads = static_cast<int64_t>(state.programs().size());
   for (const Group& g : state.grouped()->groups()) {
-    const at::Tensor result = attend_kept(queries_of(g, q.unsqueeze(0), heads)[0],
-                                          GroupedRows::kept(g, state.length()), scale);
+    const at::Tensor result =
+        attend_kept(queries_of(g, q.unsqueeze(0), heads)[0], g, state.length(), scale);
     at::Tensor target = out.unflatten(0, {heads, out.size(0) / heads});
     if (g.index.defined()) {
       target.index_copy_(0, g.index, result.to(out.scalar_type()));
@@ -226,9 +235,63 @@ void attend_held(const at::Tensor& q, const KvState& state, double scale, at::Te
   }
 }
 
+namespace {
+
+bool keeps_means(const std::vector<HeadProgram>& programs) {
+  return std::any_of(programs.begin(), programs.end(),
+                     [](const HeadProgram& p) { return p.dropped != Dropped::kGone; });
+}
+
+// Whether a chunk must go token by token: the mean of what was dropped moves with every token.
+bool goes_by_token(const KvState& state, int64_t queries) {
+  if (queries == 1 || state.sees_all(queries)) return false;
+  const int64_t length = state.length() + queries;
+  return std::any_of(state.programs().begin(), state.programs().end(),
+                     [&](const HeadProgram& p) { return p.kept(length) > p.held(length); });
+}
+
+at::Tensor attend_by_token(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           std::span<const int64_t> bounds, std::span<KvState* const> states,
+                           double scale) {
+  at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
+  for (size_t s = 0; s + 1 < bounds.size(); ++s) {
+    const int64_t queries = bounds[s + 1] - bounds[s];
+    if (queries == 0) continue;
+    const int64_t count = goes_by_token(*states[s], queries) ? 1 : queries;
+    const int64_t part[] = {0, count};
+    for (int64_t row = bounds[s]; row < bounds[s + 1]; row += count) {
+      const auto rows = [&](const at::Tensor& x) { return x.narrow(0, row, count); };
+      rows(out).copy_(
+          attend_states(rows(q), rows(k), rows(v), part, states.subspan(s, 1), {}, scale));
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
 at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          std::span<const int64_t> bounds, std::span<KvState* const> states,
                          const std::vector<HeadProgram>& programs, double scale) {
+  if (states.empty() && keeps_means(programs)) {
+    KvOptions options;
+    options.head_dim = k.size(2);
+    options.dtype = k.scalar_type() == at::kDouble ? at::kFloat : k.scalar_type();
+    options.device = k.device();
+    options.grouped = !k.is_cpu();
+    std::vector<std::unique_ptr<KvState>> own;
+    std::vector<KvState*> list;
+    for (size_t s = 0; s + 1 < bounds.size(); ++s) {
+      own.push_back(std::make_unique<KvState>(programs, options));
+      list.push_back(own.back().get());
+    }
+    return attend_states(q, k, v, bounds, list, {}, scale);
+  }
+  for (size_t s = 0; s < states.size(); ++s) {
+    if (goes_by_token(*states[s], bounds[s + 1] - bounds[s])) {
+      return attend_by_token(q, k, v, bounds, states, scale);
+    }
+  }
   if (!q.is_cpu() || (!states.empty() && states[0]->grouped())) {
     return attend_states_grouped(q, k, v, bounds, states, programs, scale);
   }

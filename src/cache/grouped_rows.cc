@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cache/kv_state.h"
 
@@ -21,7 +22,7 @@ std::vector<GroupedRows::Group> group_heads(const std::vector<HeadProgram>& prog
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& g) { return g.program == programs[h]; });
     if (group == groups.end()) {
-      groups.push_back({programs[h], {}, {}, {}});
+      groups.push_back({programs[h], {}, {}, {}, {}});
       group = groups.end() - 1;
     }
     group->heads.push_back(h);
@@ -75,7 +76,8 @@ void GroupedRows::append(Group& group, const at::Tensor& k, const at::Tensor& v,
   const int64_t count = k.size(1);
   if (count == 0) return;
   const HeadProgram& p = group.program;
-  grow(group, p.kept(length + count));
+  if (p.dropped != Dropped::kGone) drop(group, k, v, length);
+  grow(group, p.held(length + count));
   const auto copy = [&](int64_t from, int64_t to, int64_t n) {
     if (n <= 0) return;
     group.rows->k.narrow(1, to, n).copy_(k.narrow(1, from, n));
@@ -102,8 +104,47 @@ const GroupedRows::Group& GroupedRows::group_of(int64_t head) const {
   return const_cast<GroupedRows*>(this)->group_of(head);
 }
 
-GroupedRows::Rows GroupedRows::kept(const Group& group, int64_t length) {
-  const int64_t rows = group.program.kept(length);
+// Takes what an append of k and v [n, T, D] will push out into the mean.
+void GroupedRows::drop(Group& group, const at::Tensor& k, const at::Tensor& v,
+                       int64_t length) const {
+  const HeadProgram& p = group.program;
+  const Evicted gone(p, length, k.size(1));
+  if (gone.total() == 0) return;
+  std::vector<at::Tensor> ks, vs;
+  const auto add = [&](const at::Tensor& rows_k, const at::Tensor& rows_v) {
+    ks.push_back(rows_k.to(at::kFloat));
+    vs.push_back(rows_v.to(at::kFloat));
+  };
+  for (int64_t p0 = gone.old_begin; p0 < gone.old_end;) {
+    const int64_t slot = (p0 - p.sinks) % p.window;
+    const int64_t n = std::min(p.window - slot, gone.old_end - p0);
+    add(group.rows->k.narrow(1, p.sinks + slot, n), group.rows->v.narrow(1, p.sinks + slot, n));
+    p0 += n;
+  }
+  if (const int64_t n = gone.new_end - gone.new_begin; n > 0) {
+    // As the cache would have rounded them.
+    const auto rows = [&](const at::Tensor& x) {
+      return x.narrow(1, gone.new_begin - length, n).to(options_);
+    };
+    add(rows(k), rows(v));
+  }
+  const int64_t before = group.mean ? group.mean->count : 0, count = before + gone.total();
+  const auto mean = [&](const std::vector<at::Tensor>& parts, const at::Tensor* old) {
+    const at::Tensor sum = at::cat(parts, 1).sum(1, true);
+    return (old ? sum.add(*old, before) : sum).div(count);
+  };
+  set_mean(group, mean(ks, group.mean ? &group.mean->k : nullptr),
+           mean(vs, group.mean ? &group.mean->v : nullptr), count);
+}
+
+void GroupedRows::set_mean(Group& group, const at::Tensor& k, const at::Tensor& v, int64_t count) {
+  const double bias =
+      group.program.dropped == Dropped::kMean ? std::log(static_cast<double>(count)) : 0.0;
+  group.mean = std::make_shared<Mean>(Mean{k, v, bias, count});
+}
+
+GroupedRows::Rows GroupedRows::held(const Group& group, int64_t length) {
+  const int64_t rows = group.program.held(length);
   return {group.rows->k.narrow(1, 0, rows), group.rows->v.narrow(1, 0, rows)};
 }
 
@@ -129,7 +170,7 @@ std::vector<GroupedRows::Run> GroupedRows::runs(const Group& group, int64_t leng
 void GroupedRows::truncate(int64_t length) {
   for (Group& group : groups_) {
     if (!group.rows) continue;
-    const int64_t rows = round_up(group.program.kept(length), KvState::kPage);
+    const int64_t rows = round_up(group.program.held(length), KvState::kPage);
     if (rows >= group.rows->k.size(1)) continue;
     if (rows == 0) {
       group.rows.reset();
@@ -144,6 +185,7 @@ int64_t GroupedRows::bytes() const {
   int64_t total = 0;
   for (const Group& group : groups_) {
     if (group.rows) total += static_cast<int64_t>(group.rows->k.nbytes() + group.rows->v.nbytes());
+    if (group.mean) total += static_cast<int64_t>(group.mean->k.nbytes() + group.mean->v.nbytes());
   }
   return total;
 }

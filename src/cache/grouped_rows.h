@@ -20,12 +20,18 @@ class GroupedRows {
   struct Rows {
     at::Tensor k, v;  // [n heads, rows, D]
   };
+  struct Mean {       // of what a window group dropped
+    at::Tensor k, v;  // float32 [n heads, 1, D]
+    double bias = 0;  // of its logit
+    int64_t count = 0;
+  };
   // Row of position p: p, and behind the sinks of a window head sinks + (p - sinks) mod window.
   struct Group {
     HeadProgram program;
-    std::vector<int64_t> heads;  // in order
-    at::Tensor index;            // the same on the device; undefined: all heads of the layer
-    std::shared_ptr<Rows> rows;  // shared by forks until one of them writes
+    std::vector<int64_t> heads;        // in order
+    at::Tensor index;                  // the same on the device; undefined: all heads of the layer
+    std::shared_ptr<Rows> rows;        // shared by forks until one of them writes
+    std::shared_ptr<const Mean> mean;  // never changed, only replaced
   };
   struct Run {
     at::Tensor k, v;  // [n heads, rows, D], views of the cache
@@ -41,15 +47,17 @@ class GroupedRows {
   void append(Group& group, const at::Tensor& k, const at::Tensor& v, int64_t length) const;
   Group& group_of(int64_t head);
   const Group& group_of(int64_t head) const;
-  // What a group keeps after `length` tokens: by position, or as it lies.
+  // What a group holds after `length` tokens: by position, or as it lies.
   static std::vector<Run> runs(const Group& group, int64_t length);
-  static Rows kept(const Group& group, int64_t length);
+  static Rows held(const Group& group, int64_t length);
+  static void set_mean(Group& group, const at::Tensor& k, const at::Tensor& v, int64_t count);
   void truncate(int64_t length);
   int64_t bytes() const;
 
  private:
   std::shared_ptr<Rows> make_rows(const Group& group, int64_t rows) const;
   void grow(Group& group, int64_t rows) const;
+  void drop(Group& group, const at::Tensor& k, const at::Tensor& v, int64_t length) const;
 
   std::vector<Group> groups_;
   int64_t head_dim_;

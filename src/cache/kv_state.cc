@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace heed {
@@ -109,6 +110,11 @@ int64_t KvState::bytes() const {
     for (const RowsPtr& page : head.pages) add(page);
     add(head.sinks);
     add(head.ring);
+    if (head.mean) {
+      for (const at::Tensor* t : {&head.mean->k, &head.mean->v}) {
+        total += static_cast<int64_t>(t->nbytes() + t->numel() * c10::elementSize(options_.dtype));
+      }
+    }
   }
   return total;
 }
@@ -185,6 +191,7 @@ void KvState::append_window(Head& head, const HeadProgram& program, const at::Te
                             const at::Tensor& v) {
   const int64_t count = k.size(0);
   if (count == 0) return;
+  if (program.dropped != Dropped::kGone) drop(head, program, k, v);
   int64_t row = 0;
   if (length_ < program.sinks) {
     const int64_t n = std::min(count, program.sinks - length_);
@@ -226,6 +233,57 @@ std::array<RingRun, 2> ring_runs(const HeadProgram& p, int64_t length) {
 }
 
 }  // namespace
+
+// Takes what an append of k and v [T, D] will push out into the mean.
+void KvState::drop(Head& head, const HeadProgram& p, const at::Tensor& k,
+                   const at::Tensor& v) const {
+  const Evicted gone(p, length_, k.size(0));
+  if (gone.total() == 0) return;
+  const int64_t before = head.mean ? head.mean->count : 0;
+  const auto zero = at::zeros({1, options_.head_dim}, at::kFloat);
+  at::Tensor sum_k = head.mean ? head.mean->k.mul(before) : zero;
+  at::Tensor sum_v = head.mean ? head.mean->v.mul(before) : zero;
+  const auto add = [&](const at::Tensor& rows_k, const at::Tensor& rows_v) {
+    sum_k = sum_k + rows_k.sum(0, true, at::kFloat);
+    sum_v = sum_v + rows_v.sum(0, true, at::kFloat);
+  };
+  for (int64_t p0 = gone.old_begin; p0 < gone.old_end;) {
+    const int64_t slot = (p0 - p.sinks) % p.window;
+    const int64_t n = std::min(p.window - slot, gone.old_end - p0);
+    add(head.ring->k.narrow(0, slot, n), head.ring->v.narrow(0, slot, n));
+    p0 += n;
+  }
+  if (const int64_t n = gone.new_end - gone.new_begin; n > 0) {
+    // As the cache would have rounded them.
+    const auto rows = [&](const at::Tensor& x) {
+      return x.narrow(0, gone.new_begin - length_, n).to(options_.dtype);
+    };
+    add(rows(k), rows(v));
+  }
+  const int64_t count = before + gone.total();
+  set_mean(head, p, sum_k.div(count), sum_v.div(count), count);
+}
+
+void KvState::set_mean(Head& head, const HeadProgram& program, const at::Tensor& k,
+                       const at::Tensor& v, int64_t count) const {
+  auto mean = std::make_shared<Mean>();
+  mean->k = k, mean->v = v;
+  mean->rows = {k.to(options_.dtype, false, true), v.to(options_.dtype, false, true)};
+  mean->count = count;
+  mean->bias = program.dropped == Dropped::kMean ? std::log(static_cast<float>(count)) : 0.0f;
+  head.mean = std::move(mean);
+}
+
+KvState::Stand KvState::mean(int64_t h) const {
+  if (!grouped_) {
+    const auto& mean = heads_[h].mean;
+    return mean ? Stand{mean->k, mean->v, mean->bias} : Stand{};
+  }
+  const GroupedRows::Group& group = grouped_->group_of(h);
+  if (!group.mean) return {};
+  const int64_t n = std::find(group.heads.begin(), group.heads.end(), h) - group.heads.begin();
+  return {group.mean->k.select(0, n), group.mean->v.select(0, n), group.mean->bias};
+}
 
 std::vector<KvState::Run> KvState::runs(int64_t h) const {
   std::vector<Run> out;
@@ -272,6 +330,10 @@ void KvState::add_segments(int64_t h, std::vector<kernel::Segment>& out) const {
   for (const RingRun& run : ring_runs(p, length_)) {
     if (run.count == 0) continue;
     out.push_back(segment_of(head.ring->k, head.ring->v, run.row, run.count, run.position));
+  }
+  if (head.mean) {  // at the last position, which no window hides
+    out.push_back(segment_of(head.mean->rows.k, head.mean->rows.v, 0, 1, length_ - 1));
+    out.back().bias = &head.mean->bias;
   }
 }
 
@@ -320,6 +382,10 @@ void KvState::save(NamedTensors& out, const std::string& prefix) const {
     }
     out[fmt::format("{}h{}.k", prefix, h)] = at::cat(k).cpu();
     out[fmt::format("{}h{}.v", prefix, h)] = at::cat(v).cpu();
+    if (const Stand stand = mean(h); stand.k.defined()) {
+      out[fmt::format("{}h{}.mean_k", prefix, h)] = stand.k.cpu();
+      out[fmt::format("{}h{}.mean_v", prefix, h)] = stand.v.cpu();
+    }
   }
 }
 
@@ -335,55 +401,74 @@ void KvState::load(const NamedTensors& in, const std::string& prefix) {
   }
   const int64_t tokens = length.item<int64_t>();
   KvState fresh(programs_, options_);
-  std::vector<at::Tensor> parts[2];  // of each head
+  Saved saved;
   for (int64_t h = 0; h < static_cast<int64_t>(heads_.size()); ++h) {
-    const int64_t kept = programs_[h].kept(tokens);
-    for (int i = 0; i < 2; ++i) {
-      const std::string name = fmt::format("h{}.{}", h, i == 0 ? "k" : "v");
+    const int64_t held = programs_[h].held(tokens);
+    const auto rows = [&](const char* what, int64_t count, at::ScalarType type) {
+      const std::string name = fmt::format("h{}.{}", h, what);
       const at::Tensor& t = get(name);
-      if (t.dim() != 2 || t.size(0) != kept || t.size(1) != options_.head_dim ||
+      if (t.dim() != 2 || t.size(0) != count || t.size(1) != options_.head_dim ||
           !at::isFloatingType(t.scalar_type())) {
         throw Error("a saved state's tensor {}{} does not fit: [{}, {}] was expected", prefix, name,
-                    kept, options_.head_dim);
+                    count, options_.head_dim);
       }
-      parts[i].push_back(t.to(options_.device, options_.dtype).contiguous());
+      return t.to(options_.device, type).contiguous();
+    };
+    saved.k.push_back(rows("k", held, options_.dtype));
+    saved.v.push_back(rows("v", held, options_.dtype));
+    saved.mean_k.emplace_back();
+    saved.mean_v.emplace_back();
+    if (programs_[h].kept(tokens) > held) {
+      saved.mean_k.back() = rows("mean_k", 1, at::kFloat);
+      saved.mean_v.back() = rows("mean_v", 1, at::kFloat);
     }
-    if (!grouped_) fresh.load_head(h, parts[0].back(), parts[1].back(), tokens);
+    if (!grouped_) fresh.load_head(h, saved, tokens);
   }
-  if (grouped_) fresh.load_groups(parts[0], parts[1], tokens);
+  if (grouped_) fresh.load_groups(saved, tokens);
   fresh.length_ = tokens;
   *this = std::move(fresh);
 }
 
-// The rows that a head keeps after `tokens` tokens, into an empty head.
-void KvState::load_head(int64_t h, const at::Tensor& k, const at::Tensor& v, int64_t tokens) {
+// What a head keeps after `tokens` tokens, into an empty head.
+void KvState::load_head(int64_t h, const Saved& saved, int64_t tokens) {
   Head& head = heads_[h];
   const HeadProgram& p = programs_[h];
+  const at::Tensor &k = saved.k[h], &v = saved.v[h];
   if (p.full()) return append_full(head, k, v);
   const int64_t sinks = std::min(p.sinks, tokens), rest = k.size(0) - sinks;
   append_window(head, p, k.narrow(0, 0, sinks), v.narrow(0, 0, sinks));
   // The ring's rows, as if the tokens before them had just gone by.
   length_ = tokens - rest;
-  append_window(head, p, k.narrow(0, sinks, rest), v.narrow(0, sinks, rest));
+  HeadProgram plain = p;  // nothing is dropped now
+  plain.dropped = Dropped::kGone;
+  append_window(head, plain, k.narrow(0, sinks, rest), v.narrow(0, sinks, rest));
   length_ = 0;
+  if (saved.mean_k[h].defined()) {
+    set_mean(head, p, saved.mean_k[h], saved.mean_v[h], tokens - p.held(tokens));
+  }
 }
 
-void KvState::load_groups(const std::vector<at::Tensor>& k, const std::vector<at::Tensor>& v,
-                          int64_t tokens) {
+void KvState::load_groups(const Saved& saved, int64_t tokens) {
   for (const GroupedRows::Group& named : grouped_->groups()) {
     GroupedRows::Group& group = grouped_->group_of(named.heads[0]);
-    std::vector<at::Tensor> ks, vs;
-    for (const int64_t h : group.heads) {
-      ks.push_back(k[h]);
-      vs.push_back(v[h]);
-    }
-    const at::Tensor key = at::stack(ks), value = at::stack(vs);
-    const HeadProgram& p = group.program;
+    const auto stacked = [&](const std::vector<at::Tensor>& parts) {
+      std::vector<at::Tensor> list;
+      for (const int64_t h : group.heads) list.push_back(parts[h]);
+      return at::stack(list);
+    };
+    const at::Tensor key = stacked(saved.k), value = stacked(saved.v);
+    const HeadProgram p = group.program;
     const int64_t first = p.full() ? key.size(1) : std::min(p.sinks, tokens);
     const int64_t rest = key.size(1) - first;
+    group.program.dropped = Dropped::kGone;  // nothing is dropped now
     grouped_->append(group, key.narrow(1, 0, first), value.narrow(1, 0, first), 0);
     grouped_->append(group, key.narrow(1, first, rest), value.narrow(1, first, rest),
                      tokens - rest);
+    group.program.dropped = p.dropped;
+    if (p.kept(tokens) > p.held(tokens)) {
+      GroupedRows::set_mean(group, stacked(saved.mean_k), stacked(saved.mean_v),
+                            tokens - p.held(tokens));
+    }
   }
 }
 

@@ -40,19 +40,27 @@ class KvState final : public State {
   int64_t length() const override { return length_; }
   // Possible unless a window head has dropped rows that the shorter state would need.
   void truncate(int64_t length) override;
-  // PREFIX + "length" and, for each head H, PREFIX + "hH.k", "hH.v" [rows kept, D] in order of
-  // position.
+  // PREFIX + "length" and, for each head H, PREFIX + "hH.k", "hH.v" [rows held, D] in order of
+  // position, and "hH.mean_k", "hH.mean_v" [1, D] where a mean of dropped ones is kept.
   void save(NamedTensors& out, const std::string& prefix) const override;
   void load(const NamedTensors& in, const std::string& prefix) override;
 
-  // The plan's formula: the sum over heads of 2 D e min(N, sinks + window).
+  // The plan's formula: the sum over heads of 2 D e min(N, sinks + window), and 2 D e for the mean
+  // of what was dropped where a program keeps it (which lies there in float32 besides).
   static int64_t formula_bytes(const std::vector<HeadProgram>& heads, int64_t head_dim,
                                int64_t element_size, int64_t tokens);
 
   // Appends keys and values [T, Hk, D] of any floating type (converted); last dimension contiguous.
   void append(const at::Tensor& k, const at::Tensor& v);
 
-  // The rows that a head keeps, as runs of consecutive positions.
+  // The mean of what a head dropped, k and v [1, D] in float32, and what is added to its logit.
+  // Undefined tensors where there is none.
+  struct Stand {
+    at::Tensor k, v;
+    double bias = 0;
+  };
+  Stand mean(int64_t head) const;
+  // The rows that a head holds, as runs of consecutive positions.
   struct Run {
     at::Tensor k, v;  // [rows, D], views of the cache
     int64_t position = 0;
@@ -76,19 +84,31 @@ class KvState final : public State {
     at::Tensor k, v;  // [n, D]
   };
   using RowsPtr = std::shared_ptr<Rows>;
+  struct Mean {       // of what a window head dropped
+    at::Tensor k, v;  // float32 [1, D]
+    Rows rows;        // the same as the cache's type
+    float bias = 0;   // of its logit
+    int64_t count = 0;
+  };
   struct Head {
     std::vector<RowsPtr> pages;             // full heads
     std::vector<kernel::Segment> segments;  // one a page, kept up to date
     RowsPtr sinks, ring;                    // window heads; the ring grows up to its window
+    std::shared_ptr<const Mean> mean;       // never changed, only replaced
   };
   RowsPtr make_rows(int64_t rows) const;
   void own(RowsPtr& rows) const;
   void append_full(Head& head, const at::Tensor& k, const at::Tensor& v);
   void append_window(Head& head, const HeadProgram& program, const at::Tensor& k,
                      const at::Tensor& v);
-  void load_head(int64_t head, const at::Tensor& k, const at::Tensor& v, int64_t tokens);
-  void load_groups(const std::vector<at::Tensor>& k, const std::vector<at::Tensor>& v,
-                   int64_t tokens);
+  struct Saved {
+    std::vector<at::Tensor> k, v, mean_k, mean_v;  // of each head
+  };
+  void load_head(int64_t head, const Saved& saved, int64_t tokens);
+  void load_groups(const Saved& saved, int64_t tokens);
+  void drop(Head& head, const HeadProgram& program, const at::Tensor& k, const at::Tensor& v) const;
+  void set_mean(Head& head, const HeadProgram& program, const at::Tensor& k, const at::Tensor& v,
+                int64_t count) const;
   void grow_ring(Head& head, const HeadProgram& program, int64_t rows);
 
   std::vector<HeadProgram> programs_;

@@ -8,16 +8,42 @@
 
 namespace heed {
 
+// What a window head keeps of the keys that it no longer sees: nothing, or the mean of their keys
+// and the mean of their values as one more token, which counts for as many keys as were dropped
+// (RazorAttention, arXiv 2407.15891: logit q.k + ln N_d) or for one.
+enum class Dropped : uint8_t { kGone, kMean, kMeanAsOne };
+
 // The query at position p sees the keys j <= p with j < sinks or j > p - window; window 0: all j <=
 // p.
 struct HeadProgram {
   int64_t window = 0;
   int64_t sinks = 0;
+  Dropped dropped = Dropped::kGone;
 
   bool full() const { return window == 0; }
-  // Positions kept after `tokens` tokens.
-  int64_t kept(int64_t tokens) const { return full() ? tokens : std::min(tokens, sinks + window); }
+  // Positions whose keys and values are there after `tokens` tokens.
+  int64_t held(int64_t tokens) const { return full() ? tokens : std::min(tokens, sinks + window); }
+  // Rows of keys, the mean of those dropped among them.
+  int64_t kept(int64_t tokens) const {
+    return held(tokens) + (dropped != Dropped::kGone && tokens > held(tokens) ? 1 : 0);
+  }
   bool operator==(const HeadProgram&) const = default;
+};
+
+// The positions that a head holds no longer when `count` tokens come after `length`: [old_begin,
+// old_end) of what it held, [new_begin, new_end) of the tokens that come.
+struct Evicted {
+  int64_t old_begin = 0, old_end = 0, new_begin = 0, new_end = 0;
+
+  Evicted(const HeadProgram& p, int64_t length, int64_t count) {
+    if (p.full()) return;
+    const int64_t first = std::max(p.sinks, length + count - p.window);  // held afterwards
+    old_begin = std::max(p.sinks, length - p.window);
+    old_end = std::max(old_begin, std::min(first, length));
+    new_begin = std::max(p.sinks, length);
+    new_end = std::max(new_begin, first);
+  }
+  int64_t total() const { return old_end - old_begin + new_end - new_begin; }
 };
 
 struct Programs {

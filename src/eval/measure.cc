@@ -88,7 +88,8 @@ double run_chunks(const Decoder& model, std::span<const int64_t> tokens, Decoder
   return spent;
 }
 
-// ||out - softmax(scale q K^T) V|| / ||.|| over the rows that a head keeps, in float64. q, out [D].
+// ||out - softmax(scale q K^T) V|| / ||.|| over the rows that a head keeps (and the mean of those
+// it dropped), in float64. q, out [D].
 double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv, int64_t head) {
   std::vector<at::Tensor> k, v;
   for (const auto& run : kv.runs(head)) {
@@ -96,7 +97,14 @@ double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv,
     v.push_back(run.v.to(at::kDouble));
   }
   const double scale = 1 / std::sqrt(static_cast<double>(q.size(0)));
-  const auto weights = at::softmax(at::mv(at::cat(k), q.to(at::kDouble)).mul(scale), 0);
+  const KvState::Stand stand = kv.mean(head);
+  if (stand.k.defined()) {
+    k.push_back(stand.k.to(at::kDouble));
+    v.push_back(stand.v.to(at::kDouble));
+  }
+  at::Tensor logits = at::mv(at::cat(k), q.to(at::kDouble)).mul(scale);
+  if (stand.k.defined()) logits[-1] += stand.bias;
+  const auto weights = at::softmax(logits, 0);
   const auto expected = at::mv(at::cat(v).t(), weights);
   return (out.to(at::kDouble).sub(expected).norm() / expected.norm()).item<double>();
 }

@@ -104,6 +104,13 @@ std::vector<HeadProgram> Decoder::programs_of(int64_t l, const Programs* program
     if (p.full()) continue;
     out[h].window = config_.windows[l] > 0 ? std::min(config_.windows[l], p.window) : p.window;
     out[h].sinks = p.sinks;
+    if (p.dropped != Dropped::kGone && config_.windows[l] > 0) {
+      throw UsageError(
+          "layer {} sees {} tokens by itself: a mean of all that a head dropped would show it "
+          "more; leave \"comp\" out of its programs",
+          l, config_.windows[l]);
+    }
+    out[h].dropped = p.dropped;
   }
   return out;
 }
@@ -171,6 +178,10 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& q, const at::Tensor& k, 
   const auto programs = programs_of(l, dense ? nullptr : pass.programs);
   if (!pass.attention && !at::GradMode::is_enabled()) {
     return attend_states(q, k, v, layout.bounds, {}, programs, scale);
+  }
+  for (const HeadProgram& p : programs) {
+    if (p.dropped == Dropped::kGone) continue;
+    throw UsageError("a plan with compensation tokens runs, but has no gradients or probes");
   }
   op::AttendOptions options;
   options.causal = true;

@@ -101,6 +101,7 @@ Plan to_plan(const Decoder& model, const Programs& programs, const std::vector<i
   plan.model = model.hash();
   plan.lengths = lengths;
   plan.provenance = std::move(provenance);
+  if (programs.dense_prefill) plan.prefill = Plan::Prefill::kDense;
   for (const auto& layer : programs.heads) {
     std::vector<int> indices;
     for (const auto& head : layer) {
@@ -112,6 +113,10 @@ Plan to_plan(const Decoder& model, const Programs& programs, const std::vector<i
         program.kind = Program::Kind::kWindow;
         program.sink = head.sinks;
         program.window.alpha = static_cast<double>(head.window);
+        if (head.dropped != Dropped::kGone) {
+          program.id += "-mean";
+          program.comp = {1, head.dropped == Dropped::kMeanAsOne ? "1" : "N_d"};
+        }
       }
       size_t index = 0;
       while (index < plan.programs.size() && plan.programs[index].id != program.id) ++index;
@@ -498,10 +503,13 @@ Programs razor_plan(const Decoder& model, const std::vector<std::vector<double>>
     take(by_echo, 0.01);
     take(by_induction, share);
   }
+  // Without probes this is the uniform plan of sinks and a window.
+  const Dropped dropped = share > 0 ? Dropped::kMean : Dropped::kGone;
   const auto build = [&](size_t count, int64_t window) {
     Programs programs = full_programs(model);
+    programs.dense_prefill = share > 0;
     for (auto& layer : programs.heads) {
-      for (auto& program : layer) program = {window, sinks};
+      for (auto& program : layer) program = {window, sinks, dropped};
     }
     for (size_t n = 0; n < count; ++n) programs.heads[full[n].first][full[n].second] = {};
     return programs;

@@ -116,7 +116,7 @@ Programs keep_top(const Decoder& model, const std::vector<std::vector<double>>& 
                   const HeadProgram& rest, const std::vector<int64_t>& lengths, double budget);
 // RazorAttention (arXiv 2407.15891): full for the heads in the top `share` by induction or the top
 // 1% by echo, as far as the budget allows; the rest keep sinks + the window that the remaining
-// budget gives. Without the paper's compensation token.
+// budget gives, and the mean of what they dropped; the first pass is dense, as in the paper.
 Programs razor_plan(const Decoder& model, const std::vector<std::vector<double>>& induction,
                     const std::vector<std::vector<double>>& echo, int64_t sinks,
                     const std::vector<int64_t>& lengths, double budget, double share = 0.14);

@@ -103,6 +103,84 @@ TEST_P(KvStates, AnyChunksEqualOnePassOfMaskedAttention) {
   }
 }
 
+// RazorAttention's equation, query by query: y = (N_d e^{q.k^} v^ + sum e^{q.k_n} v_n) / (N_d
+// e^{q.k^} + sum e^{q.k_n}) over the keys n that are still there.
+at::Tensor with_means(const Tokens& t, const std::vector<HeadProgram>& programs) {
+  std::vector<at::Tensor> rows;
+  for (int64_t p = 0; p < t.q.size(0); ++p) {
+    for (int64_t h = 0; h < kHeads * kGroup; ++h) {
+      const HeadProgram& program = programs[h / kGroup];
+      const at::Tensor k = t.k.select(1, h / kGroup).to(at::kDouble);
+      const at::Tensor v = t.v.select(1, h / kGroup).to(at::kDouble);
+      at::Tensor keys = k.narrow(0, 0, p + 1), values = v.narrow(0, 0, p + 1);
+      double bias = 0;
+      const int64_t gone = program.full() ? 0 : p + 1 - program.window - program.sinks;
+      if (gone > 0) {
+        const auto kept = [&](const at::Tensor& x) {
+          const at::Tensor recent = x.narrow(0, program.sinks + gone, program.window);
+          std::vector<at::Tensor> parts = {x.narrow(0, 0, program.sinks), recent};
+          if (program.dropped != Dropped::kGone) {
+            parts.push_back(x.narrow(0, program.sinks, gone).mean(0, true));
+          }
+          return at::cat(parts);
+        };
+        keys = kept(keys), values = kept(values);
+        if (program.dropped == Dropped::kMean) bias = std::log(static_cast<double>(gone));
+      }
+      at::Tensor logits = at::mv(keys, t.q[p][h].to(at::kDouble)).mul(0.4);
+      if (gone > 0) logits[-1] += bias;
+      rows.push_back(at::mv(values.t(), at::softmax(logits, 0)));
+    }
+  }
+  return at::stack(rows).view({t.q.size(0), kHeads * kGroup, kDim});
+}
+
+TEST_P(KvStates, MeansOfDroppedKeysFollowTheEquationInAnyChunks) {
+  const std::vector<HeadProgram> programs = {
+      {0, 0}, {37, 4, Dropped::kMean}, {20, 0, Dropped::kMeanAsOne}};
+  const Tokens t = random_tokens(150, 21);
+  const at::Tensor expected = with_means(t, programs);
+  for (const int64_t chunk : {1, 7, 50, 150}) {
+    const auto state = make(programs);
+    std::vector<at::Tensor> parts;
+    for (int64_t n = 0; n < 150; n += chunk) {
+      parts.push_back(run(*state, t.part(n, std::min<int64_t>(chunk, 150 - n))));
+    }
+    EXPECT_LT(relative_error(at::cat(parts), expected), 3e-6) << "chunk " << chunk;
+    EXPECT_GE(state->bytes(), KvState::formula_bytes(programs, kDim, 4, 150));
+  }
+  // And without a state.
+  const int64_t bounds[] = {0, 150};
+  EXPECT_LT(relative_error(attend_states(t.q, t.k, t.v, bounds, {}, programs, 0.4), expected),
+            3e-6);
+}
+
+TEST_P(KvStates, EqualDroppedKeysAreReplacedExactlyByTheirMean) {
+  Tokens t = random_tokens(100, 22);
+  t.k.narrow(0, 4, 80).copy_(t.k.narrow(0, 4, 1).clone().expand({80, kHeads, kDim}));
+  t.v.narrow(0, 4, 80).copy_(t.v.narrow(0, 4, 1).clone().expand({80, kHeads, kDim}));
+  const HeadProgram head = {16, 4, Dropped::kMean};
+  const auto state = make({head, head, head});
+  run(*state, t.part(0, 99));
+  const at::Tensor dense = masked(t, {{0, 0}, {0, 0}, {0, 0}});
+  EXPECT_LT(relative_error(run(*state, t.part(99, 1)), dense.narrow(0, 99, 1)), 3e-6);
+}
+
+TEST_P(KvStates, ADensePrefillLeavesTheMeanOfWhatItDrops) {
+  const Tokens t = random_tokens(140, 23);
+  const std::vector<HeadProgram> programs = {
+      {30, 4, Dropped::kMean}, {10, 0, Dropped::kMean}, {0, 0}};
+  KvOptions options;
+  options.head_dim = kDim;
+  options.dense_prefill = true;
+  options.grouped = GetParam();
+  KvState state(programs, options);
+  const at::Tensor dense = masked(t, {{0, 0}, {0, 0}, {0, 0}});
+  EXPECT_LT(relative_error(run(state, t.part(0, 130)), dense.narrow(0, 0, 130)), 3e-6);
+  EXPECT_LT(relative_error(run(state, t.part(130, 10)), with_means(t, programs).narrow(0, 130, 10)),
+            3e-6);
+}
+
 TEST_P(KvStates, SequencesOfAPackGoTheirOwnWays) {
   const Tokens t = random_tokens(150, 12);
   const at::Tensor expected = masked(t, kPrograms);
@@ -158,6 +236,25 @@ TEST_P(KvStates, BytesAreTheFormulas) {
   }
 }
 
+TEST_P(KvStates, ForksDoNotShareMeans) {
+  const std::vector<HeadProgram> programs(kHeads, {20, 2, Dropped::kMean});
+  const Tokens common = random_tokens(60, 5), left = random_tokens(30, 6),
+               right = random_tokens(30, 7);
+  const auto state = make(programs);
+  run(*state, common);
+  const auto fork = state->fork();
+  std::vector<at::Tensor> a, b;
+  for (int64_t n = 0; n < 30; ++n) {
+    a.push_back(run(*state, left.part(n, 1)));
+    b.push_back(run(dynamic_cast<KvState&>(*fork), right.part(n, 1)));
+  }
+  for (const auto& [more, out] : {std::pair{&left, &a}, std::pair{&right, &b}}) {
+    const Tokens all = {at::cat({common.q, more->q}), at::cat({common.k, more->k}),
+                        at::cat({common.v, more->v})};
+    EXPECT_LT(relative_error(at::cat(*out), with_means(all, programs).narrow(0, 60, 30)), 3e-6);
+  }
+}
+
 TEST_P(KvStates, ForksDoNotSeeEachOther) {
   for (const int64_t prefix : {1, 64, 100, 130}) {
     const Tokens common = random_tokens(prefix, 5), left = random_tokens(90, 6),
@@ -186,6 +283,7 @@ TEST_P(KvStates, ForksDoNotSeeEachOther) {
 }
 
 TEST_P(KvStates, SavedStatesGoOnBitForBit) {
+  const std::vector<HeadProgram> kPrograms = {{0, 0}, {37, 4}, {100, 0, Dropped::kMean}};
   for (const int64_t length : {0, 3, 50, 200}) {
     const Tokens t = random_tokens(length, 8), more = random_tokens(5, 9);
     const auto state = make(kPrograms, at::kHalf);
