@@ -41,7 +41,7 @@ class DeltaNetLayer : public RecurrentLayer {
     parameters_["q_conv1d.weight"] = init_conv(hk, taps_);
     parameters_["k_conv1d.weight"] = init_conv(hk, taps_);
     parameters_["v_conv1d.weight"] = init_conv(hv, taps_);
-    parameters_["o_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+    parameters_["o_norm.weight"] = at::ones({value_dim_}, init_options());
     parameters_["o_proj.weight"] = init_projection(c, hv);
     if (gated_) parameters_["g_proj.weight"] = init_projection(hv, c);
   }

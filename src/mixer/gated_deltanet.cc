@@ -40,12 +40,12 @@ class GatedDeltaNetLayer : public RecurrentLayer {
     parameters_["g_proj.weight"] = init_projection(hv, c);
     parameters_["a_proj.weight"] = init_projection(heads_, c);
     parameters_["b_proj.weight"] = init_projection(heads_, c);
-    parameters_["A_log"] = at::log(at::empty({heads_}, at::kFloat).uniform_(1e-3, 16.0));
+    parameters_["A_log"] = at::log(at::empty({heads_}, init_options()).uniform_(1e-3, 16.0));
     parameters_["dt_bias"] = init_dt_bias(heads_);
     parameters_["q_conv1d.weight"] = init_conv(hk, taps_);
     parameters_["k_conv1d.weight"] = init_conv(hk, taps_);
     parameters_["v_conv1d.weight"] = init_conv(hv, taps_);
-    parameters_["o_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+    parameters_["o_norm.weight"] = at::ones({value_dim_}, init_options());
     parameters_["o_proj.weight"] = init_projection(c, hv);
   }
 

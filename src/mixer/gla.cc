@@ -39,8 +39,8 @@ class GlaLayer : public RecurrentLayer {
     parameters_["g_proj.weight"] = init_projection(hv, c);
     parameters_["gk_proj.0.weight"] = init_projection(rank_, c);
     parameters_["gk_proj.1.weight"] = init_projection(hk, rank_);
-    parameters_["gk_proj.1.bias"] = at::zeros({hk}, at::kFloat);
-    parameters_["g_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+    parameters_["gk_proj.1.bias"] = at::zeros({hk}, init_options());
+    parameters_["g_norm.weight"] = at::ones({value_dim_}, init_options());
     parameters_["o_proj.weight"] = init_projection(c, hv);
     if (taps_ > 0) {
       parameters_["q_conv1d.weight"] = init_conv(hk, taps_);

@@ -89,6 +89,21 @@ class Layer {
   NamedTensors parameters_;
 };
 
+// While one lives, the parameters of layers that this thread makes take no memory (device meta):
+// for their names and shapes alone.
+class ShapesOnly {
+ public:
+  ShapesOnly() : before_(on_) { on_ = true; }
+  ~ShapesOnly() { on_ = before_; }
+  ShapesOnly(const ShapesOnly&) = delete;
+  ShapesOnly& operator=(const ShapesOnly&) = delete;
+  static bool on() { return on_; }
+
+ private:
+  static thread_local bool on_;
+  bool before_;
+};
+
 // A layer of the registry (see registry.h) with parameters drawn from PyTorch's default generator.
 // Throws UsageError for an id that has no layer, an unknown option or sizes that do not fit.
 std::unique_ptr<Layer> make_layer(const std::string& id, const LayerConfig& config);

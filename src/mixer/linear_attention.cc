@@ -89,7 +89,7 @@ class LinearAttentionLayer : public RecurrentLayer {
     parameters_["k_proj.weight"] = init_projection(hk, c);
     parameters_["v_proj.weight"] = init_projection(hv, c);
     parameters_["o_proj.weight"] = init_projection(c, hv);
-    if (!normalize_) parameters_["o_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+    if (!normalize_) parameters_["o_norm.weight"] = at::ones({value_dim_}, init_options());
   }
 
   at::Tensor forward(const at::Tensor& x, Call& call) override {

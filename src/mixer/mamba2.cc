@@ -65,11 +65,11 @@ class Mamba2Layer : public RecurrentLayer {
     const int64_t conv_width = inner_ + 2 * groups_ * state_;
     parameters_["in_proj.weight"] = init_projection(inner_ + conv_width + heads_, c);
     parameters_["conv1d.weight"] = init_conv(conv_width, taps_);
-    parameters_["conv1d.bias"] = at::zeros({conv_width}, at::kFloat);
-    parameters_["A_log"] = at::log(at::empty({heads_}, at::kFloat).uniform_(1.0, 16.0));
+    parameters_["conv1d.bias"] = at::zeros({conv_width}, init_options());
+    parameters_["A_log"] = at::log(at::empty({heads_}, init_options()).uniform_(1.0, 16.0));
     parameters_["dt_bias"] = init_dt_bias(heads_);
-    parameters_["D"] = at::ones({heads_}, at::kFloat);
-    parameters_["norm.weight"] = at::ones({inner_}, at::kFloat);
+    parameters_["D"] = at::ones({heads_}, init_options());
+    parameters_["norm.weight"] = at::ones({inner_}, init_options());
     parameters_["out_proj.weight"] = init_projection(c, inner_);
   }
 

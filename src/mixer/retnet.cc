@@ -45,7 +45,7 @@ class RetNetLayer : public RecurrentLayer {
     parameters_["k_proj.weight"] = init_projection(hk, c);
     parameters_["v_proj.weight"] = init_projection(hv, c);
     parameters_["g_proj.weight"] = init_projection(hv, c);
-    parameters_["g_norm.weight"] = at::ones({value_dim_}, at::kFloat);
+    parameters_["g_norm.weight"] = at::ones({value_dim_}, init_options());
     parameters_["o_proj.weight"] = init_projection(c, hv);
   }
 

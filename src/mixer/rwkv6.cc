@@ -41,21 +41,21 @@ class Rwkv6Layer : public RecurrentLayer {
     }
     parameters_["o_proj.weight"] = init_projection(c, width);
     // Earlier channels look further back, as in the published initialisation.
-    const at::Tensor channel = at::arange(c, at::kFloat).div(static_cast<double>(c));
-    parameters_["mix.base"] = at::ones({c}, at::kFloat).sub(channel);
-    parameters_["mix.bias"] = at::ones({c}, at::kFloat).sub(channel).expand({5, c}).clone();
+    const at::Tensor channel = at::arange(c, init_options()).div(static_cast<double>(c));
+    parameters_["mix.base"] = at::ones({c}, init_options()).sub(channel);
+    parameters_["mix.bias"] = at::ones({c}, init_options()).sub(channel).expand({5, c}).clone();
     parameters_["mix.down.weight"] =
-        at::empty({5 * mix_rank_, c}, at::kFloat).uniform_(-1e-4, 1e-4);
-    parameters_["mix.up"] = at::empty({5, c, mix_rank_}, at::kFloat).uniform_(-1e-2, 1e-2);
-    const at::Tensor n = at::arange(width, at::kFloat).div(std::max<double>(1.0, width - 1.0));
+        at::empty({5 * mix_rank_, c}, init_options()).uniform_(-1e-4, 1e-4);
+    parameters_["mix.up"] = at::empty({5, c, mix_rank_}, init_options()).uniform_(-1e-2, 1e-2);
+    const at::Tensor n = at::arange(width, init_options()).div(std::max<double>(1.0, width - 1.0));
     parameters_["decay.base"] = n.pow(0.7).mul(5.0).sub(6.0);
     parameters_["decay.down.weight"] =
-        at::empty({decay_rank_, c}, at::kFloat).uniform_(-1e-4, 1e-4);
+        at::empty({decay_rank_, c}, init_options()).uniform_(-1e-4, 1e-4);
     parameters_["decay.up.weight"] =
-        at::empty({width, decay_rank_}, at::kFloat).uniform_(-1e-2, 1e-2);
-    parameters_["bonus"] = at::zeros({heads_, dim_}, at::kFloat);
-    parameters_["norm.weight"] = at::ones({width}, at::kFloat);
-    parameters_["norm.bias"] = at::zeros({width}, at::kFloat);
+        at::empty({width, decay_rank_}, init_options()).uniform_(-1e-2, 1e-2);
+    parameters_["bonus"] = at::zeros({heads_, dim_}, init_options());
+    parameters_["norm.weight"] = at::ones({width}, init_options());
+    parameters_["norm.bias"] = at::zeros({width}, init_options());
   }
 
   at::Tensor forward(const at::Tensor& x, Call& call) override {

@@ -28,6 +28,8 @@
 
 namespace heed {
 
+class ModelSource;
+
 struct LoadOptions {
   at::ScalarType dtype = at::kFloat;  // of weights and activations: float32, bfloat16, float16
   at::Device device = at::kCPU;
@@ -106,6 +108,12 @@ class Decoder {
   // `model`: a folder, a .gguf file, a llama2.c .bin file or a name of `heed models`. Throws Error
   // naming file, tensor and shape.
   static Decoder load(const std::string& model, const LoadOptions& options = {});
+  // Names and shapes of all weights of such a model, in file order; takes no memory for them.
+  static std::vector<std::pair<std::string, std::vector<int64_t>>> shapes(
+      const ModelConfig& config);
+  // The check that load() begins with: throws Error where a tensor that the configuration asks for
+  // is missing, misshapen or of a type that is not read. Looks at headers alone.
+  static void check(const ModelSource& source);
   // Freshly initialised: matrices N(0, 0.02), those that write to the residual stream divided by
   // sqrt(2 layers), norms 1, biases 0.
   static Decoder random(const ModelConfig& config, uint64_t seed, const LoadOptions& options = {});

@@ -34,6 +34,8 @@ Decoder::Decoder(ModelConfig config, const LoadOptions& options)
                      c.max_position);
   }
   const auto tensor_options = at::TensorOptions().dtype(options.dtype).device(options.device);
+  std::optional<mixer::ShapesOnly> shapes_only;
+  if (options.device.is_meta()) shapes_only.emplace();
   const auto matrix = [&](int64_t out, int64_t in) {
     return Weight{at::empty({out, in}, tensor_options)};
   };
@@ -148,15 +150,27 @@ void Decoder::requires_grad(bool on) {
   visit([&](const std::string&, at::Tensor& tensor) { tensor.requires_grad_(on); });
 }
 
+std::vector<std::pair<std::string, std::vector<int64_t>>> Decoder::shapes(
+    const ModelConfig& config) {
+  const at::NoGradGuard no_grad;
+  LoadOptions nowhere;
+  nowhere.device = at::kMeta;
+  std::vector<std::pair<std::string, std::vector<int64_t>>> out;
+  Decoder(config, nowhere).visit([&](const std::string& name, at::Tensor& tensor) {
+    out.emplace_back(name, tensor.sizes().vec());
+  });
+  return out;
+}
+
+void Decoder::check(const ModelSource& source) {
+  for (const auto& [name, shape] : shapes(source.config())) source.check(name, shape);
+}
+
 Decoder Decoder::load(const std::string& model, const LoadOptions& options) {
   const at::NoGradGuard no_grad;
   const ModelSource source = ModelSource::open(resolve_model(model));
   // Everything is checked before memory is taken: a broken configuration may ask for any amount.
-  LoadOptions elsewhere = options;
-  elsewhere.device = at::kMeta;
-  Decoder(source.config(), elsewhere).visit([&](const std::string& name, at::Tensor& tensor) {
-    source.check(name, tensor.sizes());
-  });
+  check(source);
   LoadOptions cpu = options;
   cpu.device = at::kCPU;
   Decoder out(source.config(), cpu);

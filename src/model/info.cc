@@ -6,6 +6,7 @@
 
 #include "cache/kv_state.h"
 #include "io/tokenizer/open.h"
+#include "model/decoder.h"
 #include "model/hub.h"
 #include "model/source.h"
 
@@ -13,6 +14,7 @@ namespace heed {
 
 Json model_info(const std::string& name) {
   const ModelSource source = ModelSource::open(resolve_model(name));
+  Decoder::check(source);
   const ModelConfig& c = source.config();
   Json out;
   out["path"] = source.path();

@@ -198,6 +198,20 @@ TEST(LayerProperties, Bfloat16) {
   });
 }
 
+TEST(LayerProperties, ShapesOnlyTakesNoMemory) {
+  for_all_layers([](const Mechanism& m, Layer& layer) {
+    const ShapesOnly shapes_only;
+    const auto bare = make_layer(m.card.id, config());
+    ASSERT_EQ(bare->parameters().size(), layer.parameters().size());
+    for (const auto& [name, t] : bare->parameters()) {
+      EXPECT_TRUE(t.is_meta()) << name;
+      EXPECT_EQ(t.sizes(), layer.parameters().at(name).sizes()) << name;
+      EXPECT_EQ(t.scalar_type(), at::kFloat) << name;
+    }
+  });
+  EXPECT_FALSE(ShapesOnly::on());
+}
+
 TEST(LayerProperties, OptionsAreChecked) {
   for_all_layers([](const Mechanism& m, Layer& layer) {
     LayerConfig wrong = config();

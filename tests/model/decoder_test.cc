@@ -488,6 +488,26 @@ TEST(Info, TellsShapesBytesAndHash) {
   EXPECT_NE(model_info(kFixtures + "llama")["plan_hash"], info["plan_hash"]);
 }
 
+TEST(Info, RefusesTensorsThatAreNotTheConfigurations) {
+  const Scratch scratch;
+  const auto expect = [&](const std::function<void(Json&)>& change, const std::string& text) {
+    const std::string folder = changed(scratch, "llama", change);
+    const std::string said = message([&] { model_info(folder); });
+    EXPECT_NE(said.find(text), std::string::npos) << said;
+    EXPECT_EQ(said, message([&] { Decoder::load(folder); }));
+  };
+  expect([](Json& c) { c["num_hidden_layers"] = 3; },
+         "model.layers.2.input_layernorm.weight is missing");
+  expect([](Json& c) { c["intermediate_size"] = 50; }, "the model needs [50, 32]");
+  // A layer that no machine could hold is looked at without being made.
+  expect(
+      [](Json& c) {
+        c["heed"] = {
+            {"layers", {{"1", {{"mixer", "gla"}, {"options", {{"gate_rank", 1 << 24}}}}}}}};
+      },
+      "model.layers.1.");
+}
+
 TEST(Source, ParameterCountIsThatOfTheTensors) {
   for (const char* name : {"llama", "llama-biases", "qwen2", "qwen3", "gpt2"}) {
     const Decoder model = Decoder::load(kFixtures + name);

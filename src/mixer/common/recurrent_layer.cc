@@ -149,20 +149,24 @@ Tensor heads(const Tensor& x, int64_t heads) {
   return x.view({x.size(0), x.size(1), heads, x.size(2) / heads});
 }
 
+at::TensorOptions init_options() {
+  return at::TensorOptions().dtype(at::kFloat).device(ShapesOnly::on() ? at::kMeta : at::kCPU);
+}
+
 Tensor init_projection(int64_t out, int64_t in) {
   const double gain = std::pow(2.0, -2.5);
   const double bound = gain * std::sqrt(6.0 / static_cast<double>(in + out));
-  return at::empty({out, in}, at::kFloat).uniform_(-bound, bound);
+  return at::empty({out, in}, init_options()).uniform_(-bound, bound);
 }
 
 Tensor init_conv(int64_t width, int64_t taps) {
   const double bound = 1.0 / std::sqrt(static_cast<double>(taps));
-  return at::empty({width, taps}, at::kFloat).uniform_(-bound, bound);
+  return at::empty({width, taps}, init_options()).uniform_(-bound, bound);
 }
 
 Tensor init_dt_bias(int64_t n) {
-  const Tensor dt =
-      at::exp(at::empty({n}, at::kFloat).uniform_(std::log(1e-3), std::log(1e-1))).clamp_min(1e-4);
+  const Tensor dt = at::exp(at::empty({n}, init_options()).uniform_(std::log(1e-3), std::log(1e-1)))
+                        .clamp_min(1e-4);
   return dt.add(at::log(at::expm1(dt.neg()).neg()));
 }
 

@@ -56,6 +56,9 @@ at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 // [B,T,H D] -> [B,T,H,D]
 at::Tensor heads(const at::Tensor& x, int64_t heads);
 
+// What a layer's constructor makes parameters with: float32 on the CPU, or without memory where
+// ShapesOnly asks for that.
+at::TensorOptions init_options();
 // Xavier-uniform [out,in] with gain 2^-2.5.
 at::Tensor init_projection(int64_t out, int64_t in);
 // Uniform within 1/sqrt(taps): [width, taps].

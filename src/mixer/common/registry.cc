@@ -162,6 +162,8 @@ const Mechanism& find_mechanism(const std::string& id) {
   return *mechanism;
 }
 
+thread_local bool ShapesOnly::on_ = false;
+
 std::unique_ptr<Layer> make_layer(const std::string& id, const LayerConfig& config) {
   const Mechanism& mechanism = find_mechanism(id);
   if (!mechanism.layer) {
