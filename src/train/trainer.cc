@@ -15,6 +15,7 @@
 #include "data/packing.h"
 #include "data/recall.h"
 #include "data/records.h"
+#include "data/tokenizer_codec.h"
 #include "io/atomic_file.h"
 #include "io/error.h"
 #include "io/mapped_file.h"
@@ -235,7 +236,8 @@ void Run::open_text() {
   }
   tokenizer_ = open_tokenizer(tokenizer_folder_);
   const fs::path json = fs::path(tokenizer_folder_) / "tokenizer.json";
-  codec_ = make_codec(*tokenizer_, fs::exists(json) ? read_text_file(json.string()) : out_);
+  codec_ =
+      data::tokenizer_codec(*tokenizer_, fs::exists(json) ? read_text_file(json.string()) : out_);
   const data::CorpusOptions options{
       d.separator, d.cache.empty() ? (fs::path(out_) / "tokens").string() : d.cache, 0};
   train_text_ = data::Corpus::load(d.train, codec_, options, progress_);
@@ -500,18 +502,6 @@ TrainResult Run::go() {
 }
 
 }  // namespace
-
-data::TextCodec make_codec(const Tokenizer& tokenizer, const std::string& identity) {
-  data::TextCodec codec;
-  codec.encode = [tokenizer](std::string_view text) {
-    return tokenizer.encode(text, /*parse_special=*/false);
-  };
-  codec.decode = [tokenizer](std::span<const int32_t> ids) { return tokenizer.decode_bytes(ids); };
-  codec.vocab_size = tokenizer.vocab_size();
-  codec.end_of_text = tokenizer.special().eos;
-  codec.hash = identity;
-  return codec;
-}
 
 TrainResult train(const TrainConfig& config, bool resume, Progress& progress) {
   return Run(config, resume, progress).go();

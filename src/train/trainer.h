@@ -7,10 +7,8 @@
 #include <cstdint>
 #include <string>
 
-#include "data/codec.h"
 #include "io/json.h"
 #include "io/progress.h"
-#include "io/tokenizer/tokenizer.h"
 #include "train/config.h"
 
 namespace heed::train {
@@ -31,9 +29,5 @@ struct TrainResult {
 // differs from the checkpoint's in what makes the run (seed, text, shapes, rows); Error when the
 // loss is no number any more: the checkpoints stay.
 TrainResult train(const TrainConfig& config, bool resume, Progress& progress = no_progress());
-
-// The tokenizer as corpora and generators take it. `hash` is that of `identity`, the bytes of the
-// file that it came from.
-data::TextCodec make_codec(const Tokenizer& tokenizer, const std::string& identity);
 
 }  // namespace heed::train
