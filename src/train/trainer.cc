@@ -22,10 +22,13 @@
 #include "io/text_file.h"
 #include "io/tokenizer/open.h"
 #include "model/decoder.h"
+#include "model/hub.h"
+#include "model/source.h"
 #include "op/cuda_plugin.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
 #include "train/loss.h"
+#include "train/memory.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
 #include "train/tokenizer.h"
@@ -35,6 +38,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
+
+// Bytes and the end of a text: what any tokenizer that is trained has.
+constexpr int64_t kLeastVocabulary = 257;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -155,6 +161,11 @@ class Run {
     for (const auto* texts : {&config_.data.train, &config_.data.valid, &config_.data.test}) {
       for (const std::string& text : *texts) const MappedFile readable(text);
     }
+    const ModelConfig shape =
+        config_.model.from.empty()
+            ? model_config(config_, kLeastVocabulary, SpecialTokens())
+            : ModelSource::open(resolve_model(config_.model.from, progress_)).config();
+    check_memory(shape, config_, dtype_, device_);
     make_folders(out_);
     open_text();
     open_model();
@@ -273,6 +284,7 @@ void Run::open_model() {
   std::map<std::string, at::Tensor> weights;
   if (config_.model.from.empty()) {
     const auto shape = model_config(config_, tokenizer_->vocab_size(), tokenizer_->special());
+    check_memory(shape, config_, dtype_, device_);  // now with the vocabulary
     for (const auto& [name, tensor] : Decoder::random(shape, seed, plain).parameters()) {
       weights[name] = tensor.detach();
     }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <tuple>
@@ -90,6 +91,14 @@ TEST_F(Errors, ARunThatCannotBeginLeavesNothing) {
   write("run.toml", "[data]\ntrain = [\"none.txt\"]\n");
   expect_refused(call("train run.toml --out run"), 1, "none.txt");
   EXPECT_FALSE(fs::exists(folder_ / "run"));
+  write("text.txt", "A text of a few words.");
+  write("run.toml", "[model]\nhidden = 1000000\nheads = 8\n[data]\ntrain = [\"text.txt\"]\n");
+  const auto begin = std::chrono::steady_clock::now();
+  const Result r = call("train run.toml --out run");
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+  expect_refused(r, 2, "this run needs at least");
+  EXPECT_NE(r.text.find("lower model.hidden"), std::string::npos) << r.text;
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
   write("run.toml", "[data]\ntrain = [");
   expect_refused(call("train run.toml --out run"), 2, "run.toml:");
 }
@@ -122,7 +131,9 @@ TEST_F(Errors, BrokenModels) {
     Json changed = config;
     changed[key] = value;
     write("model/config.json", changed.dump());
-    expect_refused(call("generate " + model + " -p Hi"), 1, part);
+    const Result r = call("generate " + model + " -p Hi");
+    expect_refused(r, 1, part);
+    EXPECT_EQ(call("info " + model).text, r.text);
   }
   write("model/config.json", "[]");
   expect_refused(call("info " + model), 1, "must be a JSON object");

@@ -16,6 +16,7 @@
 #include "train/checkpoint.h"
 #include "train/config.h"
 #include "train/loss.h"
+#include "train/memory.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
 #include "train/tiny_run.h"
@@ -67,6 +68,84 @@ TEST(TrainConfigFile, DocumentationListsTheKeys) {
   const std::string page = file_bytes(kSource + "/docs/train.md");
   EXPECT_NE(page.find(config_table()), std::string::npos)
       << "docs/train.md must hold what `heed train --keys` prints";
+}
+
+// What a configuration of the tests needs, and what is said where that is not there.
+struct Sizes {
+  explicit Sizes(const std::vector<std::string>& settings)
+      : config(parse_config_text("[data]\ntrain = [\"a\"]\n", "c.toml", settings)) {
+    model.vocab = 257;
+    model.hidden = config.model.hidden;
+    model.intermediate = config.model.intermediate;
+    model.layers = config.model.layers;
+    model.heads = config.model.heads;
+    model.kv_heads = config.model.kv_heads;
+    model.head_dim = config.model.head_dim;
+    model.max_position = config.data.length;
+    model.windows.assign(static_cast<size_t>(model.layers), 0);
+    model.tied = true;
+    for (const auto& [layer, what] : config.model.mixers.items()) {
+      model.mixers[std::stoll(layer)] = {what["mixer"], what.value("options", Json::object())};
+    }
+  }
+  MemoryNeed need(at::ScalarType dtype = at::kFloat) const {
+    return memory_need(model, config, dtype);
+  }
+  std::string refused(double machine, double device = 0) const {
+    try {
+      check_memory(need(), config, machine, device);
+    } catch (const UsageError& e) {
+      return e.what();
+    }
+    return "";
+  }
+  TrainConfig config;
+  ModelConfig model;
+};
+
+TEST(TrainMemory, CountsWhatTrainingHolds) {
+  const Sizes small({});
+  const auto parameters = static_cast<double>(small.model.parameters());
+  EXPECT_EQ(small.need().parameters, parameters);
+  EXPECT_EQ(small.need().weights + small.need().gradients, 20 * parameters);
+  EXPECT_EQ(small.need(at::kBFloat16).weights, 18 * parameters);
+  EXPECT_EQ(Sizes({"train.rows_per_pass=4"}).need().rows, small.need().rows);
+  EXPECT_GT(small.need().pass, 7 * Sizes({"train.rows_per_pass=4"}).need().pass);
+  // A layer with another mixer counts by its own tensors, which take no memory for that.
+  const Sizes gla({"model.mixers={\"1\" = { mixer = \"gla\", options = {expand_k = 1000} }}"});
+  EXPECT_GT(gla.need().parameters, parameters + 2.0 * 384 * 384 * 999);
+}
+
+TEST(TrainMemory, SaysWhatToChange) {
+  const auto expect = [](const std::string& said, const std::string& text) {
+    EXPECT_NE(said.find(text), std::string::npos) << said;
+    EXPECT_EQ(said.find('\n'), std::string::npos);
+  };
+  const double memory = 16e9;
+  const Sizes fits({"train.rows=2"});
+  EXPECT_EQ(fits.refused(memory), "");
+  EXPECT_EQ(fits.refused(0), "");
+  expect(Sizes({"model.hidden=1000000"}).refused(memory), "lower model.hidden");
+  expect(Sizes({"train.rows=512"}).refused(memory), "512 rows of 2048 tokens");
+  expect(Sizes({"train.rows=512"}).refused(memory),
+         "this machine has 16.0 GB; lower train.rows_per");
+  expect(Sizes({"train.rows=1", "data.length=4000000000"}).refused(memory), "lower data.length");
+  expect(Sizes({"train.rows=1000000000000", "train.rows_per_pass=1"}).refused(memory),
+         "lower train.rows or");
+  Sizes cuda({"device=cuda", "train.rows=2"});
+  EXPECT_EQ(cuda.refused(memory, memory), "");
+  expect(cuda.refused(memory, 1e8), "the GPU has free 100.0 MB");
+  expect(cuda.refused(1e6, memory), "this machine has 1.0 MB");
+  // Sizes that overflow 64 bits when they are multiplied.
+  const Sizes hostile({"model.hidden=1048576", "model.intermediate=4194304", "model.layers=10000",
+                       "train.rows=9223372036854775807", "data.length=4294967296"});
+  EXPECT_GT(hostile.need().weights, 1e18);
+  expect(hostile.refused(memory), " EB ");
+  expect(Sizes({"model.hidden=1048576",
+                "model.mixers={\"1\" = { mixer = \"mamba2\", options = {expand = 16777216, state = "
+                "16777216, head_dim = 1, groups = 16777216} }}"})
+             .refused(memory),
+         "2^63");
 }
 
 TEST(TrainSchedule, WarmsUpAndDecays) {
