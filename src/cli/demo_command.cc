@@ -46,6 +46,8 @@ void add_demo(CLI::App& app) {
   o->demo.out = "report";
   command->add_option("--out", o->demo.out, "Folder for report.html, report.json and the plans")
       ->capture_default_str();
+  command->add_flag("--fresh", o->demo.fresh,
+                    "Measure again what an earlier run into the same folder has measured");
   command->add_option("--seed", o->demo.seed, "Of needles, questions and shuffles")
       ->capture_default_str();
   auto* context = command->get_option("--context");

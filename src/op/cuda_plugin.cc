@@ -40,16 +40,8 @@ std::string loader_message() {
   return message ? message : "unknown error of the loader";
 }
 
-// The plugin beside the program: bin/heed and lib/libheed_cuda.so, in a build and an install tree.
-fs::path plugin_path() {
-  if (const char* path = std::getenv("HEED_CUDA_PLUGIN")) return path;
-  std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  return program.parent_path().parent_path() / "lib" / "libheed_cuda.so";
-}
-
 void open_plugin() {
-  const fs::path path = plugin_path();
+  const fs::path path = cuda_plugin_path();
   if (!fs::exists(path)) return;
   void* plugin = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!plugin) {
@@ -119,6 +111,13 @@ void open_cuda() {
 bool cuda_is_open() {
   const std::lock_guard lock(g_mutex);
   return g_open;
+}
+
+std::string cuda_plugin_path() {
+  if (const char* path = std::getenv("HEED_CUDA_PLUGIN")) return path;
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  return (program.parent_path().parent_path() / "lib" / "libheed_cuda.so").string();
 }
 
 std::vector<heed_cuda_device> cuda_devices() {

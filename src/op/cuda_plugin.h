@@ -25,4 +25,8 @@ std::string cuda_obstacle();
 // open_cuda().
 std::vector<heed_cuda_device> cuda_devices();
 
+// The plugin's file, whether it is there or not: bin/heed has lib/libheed_cuda.so, in a build and
+// an install tree; HEED_CUDA_PLUGIN names another.
+std::string cuda_plugin_path();
+
 }  // namespace heed::op

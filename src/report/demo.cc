@@ -8,12 +8,14 @@
 #include <filesystem>
 
 #include "cache/kv_state.h"
+#include "cache/plan_programs.h"
 #include "io/atomic_file.h"
 #include "io/error.h"
 #include "model/hub.h"
 #include "op/attend.h"
 #include "probe/figures.h"
 #include "report/html.h"
+#include "report/kept.h"
 #include "report/steps.h"
 
 namespace heed::report {
@@ -279,13 +281,18 @@ Json run_demo(const DemoOptions& asked, Progress& shown) {
   search_options.lengths = {context};
   search_options.kv_dtype = o.kv_dtype;
   search_options.candidates = o.candidates;
-  // Scores are kept in the report's folder: another budget or a second try needs them again.
-  data::Records records((fs::path(o.out) / "scores.sqlite").string());
+  // Scores and measurements are kept in the report's folder: another budget or a second try needs
+  // them again.
+  const std::string store = (fs::path(o.out) / "scores.sqlite").string();
+  if (o.fresh) {
+    for (const char* part : {"", "-wal", "-shm"}) fs::remove(store + part);
+  }
+  data::Records records(store);
   search_options.records = &records;
-  plan::Search search(bench.model,
-                      plan::make_search_data(search_generator, search_text, context, o.search_texts,
-                                             o.check_texts, o.seed),
-                      search_options, progress);
+  auto search_data = plan::make_search_data(search_generator, search_text, context, o.search_texts,
+                                            o.check_texts, o.seed);
+  const std::string search_name = fingerprint(search_data);
+  plan::Search search(bench.model, std::move(search_data), search_options, progress);
 
   for (size_t l = 0; l < figures.heads.size(); ++l) {
     for (size_t h = 0; h < figures.heads[l].size(); ++h) {
@@ -296,21 +303,41 @@ Json run_demo(const DemoOptions& asked, Progress& shown) {
 
   const auto data = make_evaluation_data(test_generator, test_text, context, o.eval_texts,
                                          o.eval_documents, o.needles, o.seed + 1);
+  const Json key = measuring_key(bench, data, context, o.kv_dtype);
+  Kept kept(records, key);
   std::vector<eval::NeedleResult> dense_needles;
+  // The row of a setting: an earlier run's, or measured now and kept.
+  const auto row_of = [&](const std::string& method, double budget, const Programs* programs) {
+    auto row = kept.evaluation(bench.model, programs);
+    const bool earlier = row.has_value();
+    if (earlier) {
+      if (!programs) dense_needles = needles_from_json(row->at("needle_results"));
+    } else {
+      row = to_json(evaluate(bench.model, data, programs, o.kv_dtype, dense_needles, progress));
+      (*row)["measured"] = now_utc();
+      if (!programs) (*row)["needle_results"] = to_json(dense_needles);
+      kept.keep_evaluation(bench.model, programs, *row);
+    }
+    (*row)["method"] = method;
+    (*row)["budget"] = budget;
+    (*row)["earlier"] = earlier;
+    return *row;
+  };
+  const auto say_if_kept = [&](bool all) {
+    if (all) progress.skip("kept from an earlier run");
+  };
+
   progress.next();
-  Evaluation dense = evaluate(bench.model, data, nullptr, o.kv_dtype, dense_needles, progress);
-  dense.method = "dense";
+  const Json dense = row_of("dense", 1, nullptr);
+  say_if_kept(dense.at("earlier"));
 
   Json plans = Json::array(), control = Json::array();
   // What is measured so far, for whoever stops a long run.
   const auto save = [&] {
-    const Json partial = {{"partial", true},
-                          {"model", {{"name", o.model}}},
-                          {"context", context},
-                          {"dense", to_json(dense)},
-                          {"plans", plans},
-                          {"control", control},
-                          {"needles", dense_needles.size()},
+    const Json partial = {{"partial", true},     {"model", {{"name", o.model}}},
+                          {"context", context},  {"key", key},
+                          {"dense", dense},      {"plans", plans},
+                          {"control", control},  {"needles", dense_needles.size()},
                           {"seconds", seconds()}};
     write_text_atomic((fs::path(o.out) / "report.json").string(), partial.dump(1) + "\n");
   };
@@ -319,39 +346,43 @@ Json run_demo(const DemoOptions& asked, Progress& shown) {
   Programs chosen_programs;
   for (size_t n = 0; n < o.budgets.size(); ++n) {
     const double budget = o.budgets[n];
+    const int repairs = repairs_at(o, budget);
     progress.next();
-    const auto found = search.find(budget, repairs_at(o, budget));
-    Evaluation e =
-        evaluate(bench.model, data, &found.programs, o.kv_dtype, dense_needles, progress);
-    e.method = "heed";
-    e.budget = budget;
-    const std::string file = fmt::format("plan-{:g}.json", budget);
-    Json tried = Json::array();
-    for (const auto& candidate : search.tried()) {
-      tried.push_back(plan::to_json(candidate));
+    const std::string asked_for = canonical_json({{"data", search_name},
+                                                  {"budget", budget},
+                                                  {"candidates", o.candidates},
+                                                  {"repairs", repairs}});
+    auto plan = kept.plan(asked_for);
+    const bool found_earlier = plan.has_value();
+    if (!found_earlier) {
+      const auto found = search.find(budget, repairs);
+      Json tried = Json::array();
+      for (const auto& candidate : search.tried()) tried.push_back(plan::to_json(candidate));
+      plan = plan::to_plan(bench.model, found.programs, {context},
+                           {{"method", "heed"},
+                            {"budget", budget},
+                            {"how", found.how},
+                            {"dense_nll", search.dense().nll},
+                            {"dense_answer_nll", search.dense().answer_nll},
+                            {"candidates", tried}});
+      kept.keep_plan(asked_for, *plan);
     }
-    const auto plan = plan::to_plan(bench.model, found.programs, {context},
-                                    {{"method", "heed"},
-                                     {"budget", budget},
-                                     {"how", found.how},
-                                     {"dense_nll", search.dense().nll},
-                                     {"dense_answer_nll", search.dense().answer_nll},
-                                     {"candidates", tried}});
-    write_plan(plan, (fs::path(o.out) / file).string());
-    Json row = to_json(e);
-    row["plan"] = plan_to_json(plan);
+    const Programs programs = resolve_programs(*plan, context);
+    Json row = row_of("heed", budget, &programs);
+    say_if_kept(found_earlier && row.at("earlier"));
+    const std::string file = fmt::format("plan-{:g}.json", budget);
+    write_plan(*plan, (fs::path(o.out) / file).string());
+    row["plan"] = plan_to_json(*plan);
     row["file"] = file;
     plans.push_back(std::move(row));
     save();
     if (n != chosen) continue;
-    chosen_programs = found.programs;
+    chosen_programs = programs;
     for (int c = 0; c < o.controls; ++c) {
-      const auto shuffled = plan::shuffled(found.programs, o.seed + static_cast<uint64_t>(c));
+      const auto shuffled = plan::shuffled(programs, o.seed + static_cast<uint64_t>(c));
       progress.next();
-      Evaluation s = evaluate(bench.model, data, &shuffled, o.kv_dtype, dense_needles, progress);
-      s.method = fmt::format("shuffled {}", c + 1);
-      s.budget = budget;
-      control.push_back(to_json(s));
+      control.push_back(row_of(fmt::format("shuffled {}", c + 1), budget, &shuffled));
+      say_if_kept(control.back().at("earlier"));
       save();
     }
   }
@@ -368,7 +399,8 @@ Json run_demo(const DemoOptions& asked, Progress& shown) {
                      {"head_dim", bench.model.config().head_dim}};
   report["context"] = context;
   report["device"] = bench.model.options().device.str();
-  report["dense"] = to_json(dense);
+  report["key"] = key;
+  report["dense"] = dense;
   report["plans"] = plans;
   report["control"] = control;
   report["chosen"] = chosen;
@@ -423,6 +455,10 @@ Json run_demo(const DemoOptions& asked, Progress& shown) {
   defined["window_cost"] =
       "expected change of the loss a token (text) or answer token (needle) when one head "
       "alone gets sinks + window: half the mean squared <dLoss/dy, change of y>";
+  defined["earlier"] =
+      "true: an earlier run into the same folder measured it, its times too, at `measured`; all "
+      "that "
+      "`key` names was the same";
   report["definitions"] = defined;
   report["seconds"] = round_to(seconds(), 1);
   write_text_atomic((fs::path(o.out) / "report.json").string(), report.dump(1) + "\n");
@@ -440,7 +476,14 @@ std::string demo_table(const Json& report) {
       report.at("texts").get<int64_t>(), report.at("needles").get<int64_t>(),
       report.at("seconds").get<double>(), "", "KV MiB", "perplexity", "ratio", "recall", "of dense",
       "prefill", "decode", "attention", "KV share");
-  const auto row = [&](const std::string& name, const Json& e) {
+  std::string first, last;  // when the rows of earlier runs were measured
+  const auto row = [&](std::string name, const Json& e) {
+    if (e.value("earlier", false)) {
+      name += " *";
+      const std::string when = e.at("measured");
+      if (first.empty() || when < first) first = when;
+      last = std::max(last, when);
+    }
     const auto& ratio = e.at("recall_ratio");
     text += fmt::format(
         "{:<14} {:>8.1f} {:>11.3f} {:>8.4f} {:>7.3f} {:>16} {:>8.0f}ms {:>8.2f}ms {:>8.3f}ms "
@@ -458,6 +501,11 @@ std::string demo_table(const Json& report) {
   }
   for (const auto& control : report.at("control")) {
     row(control.at("method").get<std::string>(), control);
+  }
+  if (!first.empty()) {
+    text += fmt::format(
+        "\n* kept from an earlier run ({}{}), its times too; --fresh measures all again\n", first,
+        first == last ? "" : " to " + last);
   }
   return text;
 }

@@ -56,13 +56,16 @@ struct DemoOptions {
   int repairs = -1;  // heads that the repair tries; -1: 2 for the chosen plan, none for the others
   uint64_t seed = 1;
   std::string out = "report";
+  bool fresh = false;  // measures what an earlier run into `out` has measured already
   std::vector<std::string> search_files, test_files;  // empty: the books that come with Heed
   LoadOptions load;
   at::ScalarType kv_dtype = at::kHalf;
 };
 
 // Runs it and writes report.json, report.html and plan-BUDGET.json files into `out`. Returns the
-// JSON. Falls back to the built-in model, saying so on stderr, where `smollm2` cannot be had.
+// JSON. What an earlier run into `out` measured under the same key (report/kept.h; the report's
+// "key") is taken over, and its rows say so: "earlier" true, "measured" when. Falls back to the
+// built-in model, saying so on stderr, where `smollm2` cannot be had.
 Json run_demo(const DemoOptions& options, Progress& progress = no_progress());
 
 // The table that people see.

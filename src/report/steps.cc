@@ -19,6 +19,16 @@ void Steps::next() {
   last_ = Clock::now();
 }
 
+void Steps::skip(std::string_view why) {
+  if (at_ > 0 && at_ <= steps_.size()) {
+    all_ -= steps_[at_ - 1].cost;
+    steps_[at_ - 1].cost = 0;
+  }
+  begin(why, 1);
+  update(1, {});
+  end();
+}
+
 std::string Steps::left() const {
   if (finished_ <= 0) return {};
   // By what the finished steps took, less what the present one has already had.

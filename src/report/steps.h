@@ -19,6 +19,8 @@ class Steps : public Progress {
   Steps(Progress& shown, std::vector<Step> steps);
 
   void next();  // the first call starts the first step
+  // There is nothing to do in the step that runs: says why, and counts it no more in the time left.
+  void skip(std::string_view why);
 
   void begin(std::string_view stage, int64_t total) override;
   void update(int64_t done, std::string_view note) override;

@@ -30,6 +30,9 @@ TEST(Steps, SaysWhichOneRunsAndWhatIsLeft) {
   EXPECT_EQ(shown.stage, "2/2 plan: text");
   steps.update(1, "");
   EXPECT_TRUE(shown.note.ends_with(" in all left")) << shown.note;  // about 20 s
+  steps.skip("done before");  // and then the time that it would have taken is not waited for
+  EXPECT_EQ(shown.stage, "2/2 plan: done before");
+  EXPECT_EQ(shown.note, "");
   steps.next();
   steps.begin("more", 1);
   EXPECT_EQ(shown.stage, "more");
