@@ -26,7 +26,8 @@ void add_demo(CLI::App& app) {
   command->add_option("--budgets", o->demo.budgets, "Shares of the dense cache, e.g. 0.5,0.3,0.2")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0));
-  command->add_option("--controls", o->demo.controls, "Shuffled plans to compare with");
+  command->add_option("--controls", o->demo.controls,
+                      "Shuffled plans to compare with (default: 3, with --quick 2)");
   command->add_option("--search-texts", o->demo.search_texts, "Texts that heads are scored on");
   command->add_option("--check-texts", o->demo.check_texts, "Texts that candidates are run on");
   command->add_option("--texts", o->demo.eval_texts, "Texts for perplexity");

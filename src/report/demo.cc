@@ -251,7 +251,7 @@ Json run_demo(const DemoOptions& asked, Progress& shown) {
   choose(o.check_texts, 1, 1);
   choose(o.eval_texts, 1, 1);
   choose(o.eval_documents, 3, 3);
-  if (o.controls == 0) o.controls = o.quick ? 2 : 3;
+  if (o.controls < 0) o.controls = o.quick ? 2 : 3;
   if (o.candidates == 0) o.candidates = 2;
   if (o.budgets.empty()) o.budgets = o.quick ? std::vector{0.3} : std::vector{0.5, 0.3, 0.2};
   // Fail before the work, not after it.

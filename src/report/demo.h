@@ -48,7 +48,7 @@ struct DemoOptions {
   bool quick = false;
   std::vector<double> budgets;  // empty: 0.5, 0.3, 0.2 (quick: 0.3); the report's chosen plan is
                                 // the one nearest 0.3
-  int controls = 0;             // shuffled plans; 0: 3 (quick: 2)
+  int controls = -1;            // shuffled plans; negative: 3 (quick: 2)
   // Sizes; 0: by `quick`.
   int64_t search_texts = 0, check_texts = 0, eval_texts = 0, eval_documents = 0;
   int64_t needles = 8;  // a document
