@@ -116,7 +116,8 @@ struct Block {
     general = s.correction == Correction::kGeneral;
     before = s.read_before();
     shared = !channel && !correct && s.q.h == 0 && s.k.h == 0;
-    const int64_t rows = block + 4, keys = rows * ldk, values = rows * ldv, square = block * ldm;
+    const int64_t rows = block + 4, keys = rows * ldk, values = rows * ldv,
+                  square = (block + 4) * ldm;
     auto when = [&](bool used, int64_t floats) { return used ? arena.take(floats) : nullptr; };
     const bool decays = s.decay != Decay::kNone;
     q = arena.take(keys);
@@ -143,11 +144,11 @@ struct Block {
     }
     use_head(0);
     running = when(channel, ldk);
-    mqk = arena.take(square + 16);
-    mck = when(correct, square + 16);
-    mqp = when(general, square + 16);
-    mcp = when(general, square + 16);
-    pairs = when(!channel, square + 16);
+    mqk = arena.take(square);
+    mck = when(correct, square);
+    mqp = when(general, square);
+    mcp = when(general, square);
+    pairs = when(!channel, square);
     v = arena.take(values);
     x = when(correct, values);
     w = general || !correct ? (general ? x : v) : arena.take(values);
@@ -333,7 +334,8 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
 }
 
 // m(j, i) = column_j . row_i for pairs i >= j (and a few more), a few columns by four rows at a
-// time in registers. Both tiles have readable rows behind the last.
+// time in registers. Both tiles have readable rows behind the last, and m has
+// room for their pairs.
 [[maybe_unused]] static HWY_NOINLINE void dot_pairs(const Block& b, int64_t l, const float* row,
                                                     const float* column, float* m) {
   const DF d;
@@ -357,7 +359,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
 #pragma GCC unroll 4
       for (int j = 0; j < kColumns; ++j) {
         float* at = m + (j0 + j) * b.ldm + i0;
-        if (j0 + j < l) store_sums(acc[j][0], acc[j][1], acc[j][2], acc[j][3], at);
+        store_sums(acc[j][0], acc[j][1], acc[j][2], acc[j][3], at);
       }
     }
   }

@@ -125,7 +125,7 @@ template <int M, int N>
 HWY_INLINE void set_zero(VF (&acc)[M][N]) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) acc[m][n] = hn::Zero(DF());
   }
 }
