@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cache/plan_programs.h"
 #include "tiny_model.h"
 
 namespace heed::plan {
@@ -113,6 +114,24 @@ TEST(Methods, FitTheBudgetAndNameWhatTheyKeep) {
   EXPECT_EQ(uniform.heads[0][0].window, kContext / 4 - 4);
   EXPECT_THROW(uniform_plan(model, 4, {kContext}, 0.01), UsageError);
   EXPECT_THROW(method_from_name("best"), UsageError);
+}
+
+TEST(Methods, RazorsMeansAndDensePrefillSurviveThePlanFile) {
+  const auto model = test::tiny_model();
+  const std::vector<std::vector<double>> score{{0.1, 0.9}, {0.8, 0.2}, {0.3, 0.4}};
+  const auto razor = razor_plan(model, score, score, 4, {kContext}, 0.4);
+  EXPECT_TRUE(razor.dense_prefill);
+  EXPECT_EQ(razor.heads[2][1].dropped, Dropped::kMean);
+  EXPECT_EQ(uniform_plan(model, 4, {kContext}, 0.25).heads[2][1].dropped, Dropped::kGone);
+  auto plan = to_plan(model, razor, {kContext}, Json::object());
+  plan.model = std::string(64, 'a');  // the tiny model has none
+  const auto again = resolve_programs(parse_plan(plan_text(plan), "plan.json"));
+  EXPECT_EQ(again.heads, razor.heads);
+  EXPECT_TRUE(again.dense_prefill);
+  for (auto& program : plan.programs) {
+    if (program.kind == Program::Kind::kWindow) program.comp.count = 2;
+  }
+  EXPECT_THROW(resolve_programs(plan), UsageError);
 }
 
 TEST(Methods, ShufflingKeepsThePrograms) {
