@@ -70,7 +70,8 @@ void text_figures(const at::Tensor& q_all, const at::Tensor& k, const op::Attend
                   int64_t from, double weight, std::vector<HeadFigures>& heads) {
   const int64_t total = q_all.size(1), group = q_all.size(2) / k.size(2);
   const auto q = q_all.slice(1, from);
-  const auto value_one = at::zeros({1, total, k.size(2), 1}, k.options());
+  // Where only logsumexp is wanted. PyTorch's CUDA kernels take widths of a multiple of 8.
+  const auto no_value = at::zeros({1, total, k.size(2), k.is_cpu() ? 1 : 8}, k.options());
   // The whole row; values = keys give sum_j a_ij k_j.
   const auto [mean_key, lse] = op::attend(q, k, k, options);
   const double scale = scale_of(options, q.size(3));
@@ -84,7 +85,7 @@ void text_figures(const at::Tensor& q_all, const at::Tensor& k, const op::Attend
   first.window = first.sinks = 0;
   first.head_window = first.head_sinks = at::Tensor();
   const auto [sink_out, sink_lse] =
-      op::attend(q, k.slice(1, 0, sinks), value_one.slice(1, 0, sinks), first);
+      op::attend(q, k.slice(1, 0, sinks), no_value.slice(1, 0, sinks), first);
   put(heads, &HeadFigures::sink, mean_share(sink_lse, lse), weight);
 
   int64_t index = 0;
@@ -94,7 +95,7 @@ void text_figures(const at::Tensor& q_all, const at::Tensor& k, const op::Attend
     near.window = options.window ? std::min(options.window, window) : window;
     near.sinks = 0;
     near.head_window = near.head_sinks = at::Tensor();
-    const auto [out, near_lse] = op::attend(q, k, value_one, near);
+    const auto [out, near_lse] = op::attend(q, k, no_value, near);
     const auto share = mean_share(near_lse, lse);
     for (size_t h = 0; h < heads.size(); ++h) {
       if (static_cast<int64_t>(heads[h].local.size()) <= index) heads[h].local.push_back(0);
