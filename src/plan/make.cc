@@ -84,7 +84,7 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
       Search searching(
           model,
           make_search_data(generator, corpus, context, scored,
-                           options.thorough ? std::max<int64_t>(options.checks, 4) : options.checks,
+                           options.thorough ? std::max<int64_t>(options.checks, 12) : options.checks,
                            options.seed),
           search, progress);
       const auto found = searching.find(options.budget);
