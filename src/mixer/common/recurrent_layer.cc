@@ -34,7 +34,7 @@ Tensor RecurrentPass::with_history(const std::string& name, const Tensor& x, int
   if (states_.empty()) return at::constant_pad_nd(x, {0, 0, rows, 0});
   std::vector<Tensor> kept;
   for (int64_t n = 0; n < count; ++n) kept.push_back(states_[first + n]->tensor(name));
-  const Tensor joined = at::cat({at::stack(kept).to(x.scalar_type()), x}, 1);
+  Tensor joined = at::cat({at::stack(kept).to(x.scalar_type()), x}, 1);
   const Tensor last = joined.detach().slice(1, joined.size(1) - rows);
   for (int64_t n = 0; n < count; ++n) states_[first + n]->tensor(name).copy_(last.select(0, n));
   return joined;
