@@ -134,7 +134,7 @@ ModelConfig tiny() {
 }
 
 // Larger weights than Decoder::random draws, so that attention is far from uniform.
-Decoder sharp(uint64_t seed, ModelConfig c = tiny()) {
+Decoder sharp(uint64_t seed, const ModelConfig& c = tiny()) {
   Decoder model = Decoder::random(c, seed);
   for (auto& [name, tensor] : model.parameters()) {
     if (tensor.dim() == 2) tensor.mul_(15);
@@ -433,7 +433,7 @@ TEST(Decoder, RefusesIdsAndLengthsThatDoNotFit) {
 // A copy of a fixture's folder whose config.json is changed.
 std::string changed(const Scratch& scratch, const std::string& fixture,
                     const std::function<void(Json&)>& change) {
-  const std::string folder = scratch.path + "/" + fixture;
+  std::string folder = scratch.path + "/" + fixture;
   fs::remove_all(folder);
   fs::copy(kFixtures + fixture, folder);
   Json config = read_json(folder + "/config.json");
