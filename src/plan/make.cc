@@ -81,12 +81,12 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
       search.text_only = options.method == Method::kText;
       search.measure_heads_alone = options.thorough;
       search.records = records.get();
-      Search searching(
-          model,
-          make_search_data(generator, corpus, context, scored,
-                           options.thorough ? std::max<int64_t>(options.checks, 12) : options.checks,
-                           options.seed),
-          search, progress);
+      Search searching(model,
+                       make_search_data(generator, corpus, context, scored,
+                                        options.thorough ? std::max<int64_t>(options.checks, 12)
+                                                         : options.checks,
+                                        options.seed),
+                       search, progress);
       const auto found = searching.find(options.budget);
       made.programs = found.programs;
       Json tried = Json::array();

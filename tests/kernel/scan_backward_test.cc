@@ -135,7 +135,7 @@ TEST(ScanBackward, ExtremeDecays) {
 }
 
 TEST(ScanBackward, AllDecaysStrong) {  // every gradient of a decay is small: none may drown
-  for_every_option([&](ScanCase c) {
+  for_every_option([&](const ScanCase& c) {
     if (c.decay == Decay::kNone) return;
     ScanRun run(c);
     ScanGradRun grads(run);
