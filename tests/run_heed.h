@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <string>
 
+#include "temp_folder.h"
+
 namespace heed::test {
 
 struct Result {
@@ -41,15 +43,10 @@ inline void expect_refused(const Result& r, int code, const std::string& text) {
 // A test with a folder of its own, which goes away.
 class CliTest : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "heed-test-XXXXXX").string();
-    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  std::string path(const std::string& name) const { return temp_ / name; }
 
-  std::filesystem::path folder_;
+  TempFolder temp_;
+  const std::filesystem::path folder_ = temp_.path();
 };
 
 }  // namespace heed::test

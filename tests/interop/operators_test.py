@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library as torch_library
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "python"))
 if "HEED" in os.environ:  # the program of the build that is tested; the library lies beside it
@@ -40,9 +40,9 @@ def test_attend_is_pytorchs_attention(dtype, forward, backward, causal):
 def test_opcheck():
     q, k, v = (torch.randn(1, 9, h, 8, requires_grad=True) for h in (4, 2, 2))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(torch.ops.heed.attend, (q, k, v), {"causal": True}, test_utils=tests)
+    torch_library.opcheck(torch.ops.heed.attend, (q, k, v), {"causal": True}, test_utils=tests)
     k2, v2 = (torch.randn(1, 9, 4, 8, requires_grad=True) for _ in range(2))
-    opcheck(torch.ops.heed.scan, (q, k2, v2), {"log_decay": -torch.rand(1, 9, 4, 8)}, test_utils=tests)
+    torch_library.opcheck(torch.ops.heed.scan, (q, k2, v2), {"log_decay": -torch.rand(1, 9, 4, 8)}, test_utils=tests)
 
 
 def test_scan_steps_equal_one_pass():

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "io/error.h"
+#include "temp_folder.h"
 
 namespace heed::testing {
 
@@ -24,30 +25,7 @@ inline std::string fixture(const std::string& name) {
   return std::string(HEED_SOURCE_DIR "/tests/io/fixtures/") + name;
 }
 
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "heed-test-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw Error("no temporary folder");
-    path_ = pattern;
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-  size_t files() const {
-    return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(path_),
-                                             std::filesystem::directory_iterator()));
-  }
-
- private:
-  std::string path_;
-};
+using test::TempFolder;
 
 inline std::string read_all(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

@@ -32,12 +32,12 @@ TEST_F(MachineMemory, IsTheRamOrTheLowestLimit) {
   EXPECT_EQ(told(), 0);
   write("proc/meminfo", "MemTotal:       24684084 kB\nMemFree:        20993092 kB\n");
   EXPECT_EQ(told(), int64_t{24684084} * 1024);
-  write("proc/self/cgroup", "0::/user/work\n");
-  write("sys/fs/cgroup/user/work/memory.max", "max\n");
+  write("proc/self/cgroup", "0::/user/shell\n");
+  write("sys/fs/cgroup/user/shell/memory.max", "max\n");
   EXPECT_EQ(told(), int64_t{24684084} * 1024);
   write("sys/fs/cgroup/user/memory.max", "4000000000\n");
   EXPECT_EQ(told(), 4000000000);
-  write("sys/fs/cgroup/user/work/memory.max", "3000000000\n");
+  write("sys/fs/cgroup/user/shell/memory.max", "3000000000\n");
   EXPECT_EQ(told(), 3000000000);
 }
 

@@ -123,12 +123,15 @@ TEST(ScanBackward, ExtremeDecays) {
     if (c.decay == Decay::kNone) return;
     c.time = 150;
     c.dk = 24;
+    // With a decay a head the gradient is one sum a head, and some of them cancel: a norm over
+    // many.
+    if (c.decay == Decay::kHead) c.heads = 16;
     for (float extreme : {0.05f, 0.5f}) {
       for (float size : {0.0f, 1e-4f, 0.05f, 8.0f}) {
         c.extreme = extreme;
         c.log_decay = size;
         c.seed = static_cast<uint64_t>(extreme * 100 + size * 1e4);
-        expect_backward(c, 1e-5, 2e-5);  // with a decay a head, a gate is one sum that cancels
+        expect_backward(c, 1e-5, 1e-5);
       }
     }
   });

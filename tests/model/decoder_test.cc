@@ -13,6 +13,7 @@
 #include "model/apply_model.h"
 #include "model/info.h"
 #include "model/source.h"
+#include "temp_folder.h"
 
 namespace heed {
 namespace {
@@ -24,16 +25,6 @@ const std::string kFixtures = HEED_SOURCE_DIR "/tests/model/fixtures/";
 double relative_error(const at::Tensor& a, const at::Tensor& b) {
   return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
 }
-
-// A folder of its own that goes away.
-struct Scratch {
-  Scratch() {
-    std::string pattern = (fs::temp_directory_path() / "heed-test-XXXXXX").string();
-    path = mkdtemp(pattern.data());
-  }
-  ~Scratch() { fs::remove_all(path); }
-  std::string path;
-};
 
 class Family : public testing::TestWithParam<const char*> {
  protected:
@@ -74,13 +65,13 @@ TEST_P(Family, CachedPassesGiveTheSameLogits) {
 }
 
 TEST_P(Family, WrittenFoldersReadBackBitForBit) {
-  const Scratch folder;
+  const test::TempFolder folder;
   for (const int64_t shard : {16000, 0}) {
     Decoder::SaveOptions options;
     options.shard_bytes = shard;
-    model_->save(folder.path, options);
-    EXPECT_EQ(fs::exists(folder.path + "/model.safetensors.index.json"), shard > 0);
-    const Decoder again = Decoder::load(folder.path, model_->options());
+    model_->save(folder.path(), options);
+    EXPECT_EQ(fs::exists(folder.path() + "/model.safetensors.index.json"), shard > 0);
+    const Decoder again = Decoder::load(folder.path(), model_->options());
     const auto a = model_->parameters(), b = again.parameters();
     ASSERT_EQ(a.size(), b.size());
     for (size_t i = 0; i < a.size(); ++i) {
@@ -92,10 +83,10 @@ TEST_P(Family, WrittenFoldersReadBackBitForBit) {
     EXPECT_TRUE(at::equal(model_->forward(ids_, one), again.forward(ids_, two)));
     // tests/interop/model_families_test.py loads the folder with transformers.
     if (const char* keep = std::getenv("HEED_KEEP")) {
-      fs::copy(folder.path, fs::path(keep) / GetParam(),
+      fs::copy(folder.path(), fs::path(keep) / GetParam(),
                fs::copy_options::recursive | fs::copy_options::overwrite_existing);
     }
-    for (const auto& entry : fs::directory_iterator(folder.path)) fs::remove(entry.path());
+    for (const auto& entry : fs::directory_iterator(folder.path())) fs::remove(entry.path());
   }
 }
 
@@ -373,9 +364,9 @@ TEST(Decoder, AnotherMixerTrainsSavesAndDecodes) {
   config.mixers[1] = {"gla", Json::object()};
   Decoder model = Decoder::random(config, 8);
   const at::Tensor ids = some_ids(1, 20);
-  const Scratch folder;
-  model.save(folder.path);
-  Decoder again = Decoder::load(folder.path);
+  const test::TempFolder folder;
+  model.save(folder.path());
+  Decoder again = Decoder::load(folder.path());
   EXPECT_EQ(again.config().mixers.at(1).id, "gla");
   at::Tensor whole;
   {
@@ -431,9 +422,9 @@ TEST(Decoder, RefusesIdsAndLengthsThatDoNotFit) {
 }
 
 // A copy of a fixture's folder whose config.json is changed.
-std::string changed(const Scratch& scratch, const std::string& fixture,
+std::string changed(const test::TempFolder& scratch, const std::string& fixture,
                     const std::function<void(Json&)>& change) {
-  std::string folder = scratch.path + "/" + fixture;
+  std::string folder = scratch.path() + "/" + fixture;
   fs::remove_all(folder);
   fs::copy(kFixtures + fixture, folder);
   Json config = read_json(folder + "/config.json");
@@ -443,7 +434,7 @@ std::string changed(const Scratch& scratch, const std::string& fixture,
 }
 
 TEST(Decoder, RefusesBrokenFolders) {
-  const Scratch scratch;
+  const test::TempFolder scratch;
   const auto load = [&](const std::function<void(Json&)>& change) {
     return message([&] { Decoder::load(changed(scratch, "llama", change)); });
   };
@@ -470,7 +461,7 @@ TEST(Decoder, RefusesBrokenFolders) {
          }),
          "layers are 0 to 1");
   expect(load([](Json& c) { c["model_type"] = "heed"; }), "heed.base");
-  expect(message([&] { Decoder::load(scratch.path); }), "config.json is missing");
+  expect(message([&] { Decoder::load(scratch.path()); }), "config.json is missing");
   expect(message([&] { Decoder::load("no-such-model"); }), "neither a file or folder nor a name");
   expect(message([&] { Decoder::load("./no/such.gguf"); }), "no such file");
 }
@@ -489,7 +480,7 @@ TEST(Info, TellsShapesBytesAndHash) {
 }
 
 TEST(Info, RefusesTensorsThatAreNotTheConfigurations) {
-  const Scratch scratch;
+  const test::TempFolder scratch;
   const auto expect = [&](const std::function<void(Json&)>& change, const std::string& text) {
     const std::string folder = changed(scratch, "llama", change);
     const std::string said = message([&] { model_info(folder); });

@@ -104,7 +104,6 @@ TEST_F(ModelCli, RefusesWhatDoesNotFit) {
 }
 
 TEST_F(ModelCli, GeneratesWithTheBuiltInModel) {
-  if (!std::filesystem::exists(HEED_SOURCE_DIR "/models/builtin/config.json")) GTEST_SKIP();
   const std::string words =
       "generate " HEED_SOURCE_DIR "/models/builtin -p 'It was a' -n 8 --json ";
   const Result dense = call(words);
