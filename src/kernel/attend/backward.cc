@@ -130,7 +130,7 @@ void run(const AttendTable& table, const AttendGradJob* grads, const heed_parall
     }
   }
   const int64_t scratch_floats = backward_scratch(table, rows, nullptr, nullptr);
-  const int64_t floats = pad16(most_sums + scratch_floats) + 64;
+  const int64_t floats = pad16(most_sums + scratch_floats) + kWorkerGap / sizeof(float);
   const Floats memory = allocate(floats * threads);
   parallel_for(parallel, static_cast<int64_t>(shares.size()), [&](int64_t i, int32_t worker) {
     const Share& share = shares[i];

@@ -179,7 +179,8 @@ void run_plan(const AttendTable& table, const heed_parallel* parallel, Plan& pla
   plan.max_rows = plan_units(table, kMaxRows, plan.units);
   if (plan.units.empty()) return;
   plan_items(table, threads, plan);
-  const int64_t floats = pad16(forward_scratch_floats(table, plan.max_rows)) + 64;
+  const int64_t floats =
+      pad16(forward_scratch_floats(table, plan.max_rows)) + kWorkerGap / sizeof(float);
   float* scratch = plan.scratch.reserve(floats * threads);
   float* parts = plan.parts.reserve(std::max<int64_t>(plan.part_floats, 1));
   if (plan.part_floats > 0) {

@@ -524,7 +524,7 @@ heed_status backward(const ScanProblem& s, const ScanGradProblem& grads,
   const int64_t floats =
       HWY_DYNAMIC_DISPATCH(backward_scratch)(s, scan_widest(column_blocks, s.dv), longest);
   ScanScratch scratch;
-  const heed_status status = scratch.take(ScanArgs{}, floats * threads);
+  const heed_status status = scratch.take(ScanArgs{}, floats, threads);
   if (status != HEED_OK) return status;
   ColumnParts parts(s, grads, column_blocks);
   std::vector<double> head_decay(pairs * column_blocks), bonus(pairs * column_blocks * s.dk);
@@ -532,8 +532,8 @@ heed_status backward(const ScanProblem& s, const ScanGradProblem& grads,
   parallel_for(parallel, pairs * column_blocks, [&](int64_t i, int32_t worker) {
     const int64_t pair = i / column_blocks, block = i % column_blocks;
     task(s, parts.blocks[block], pair / s.heads, pair % s.heads,
-         scan_columns(block, column_blocks, s.dv), longest, scratch.floats() + worker * floats,
-         &head_decay[i], &bonus[i * s.dk]);
+         scan_columns(block, column_blocks, s.dv), longest, scratch.of(worker), &head_decay[i],
+         &bonus[i * s.dk]);
   });
   if (column_blocks > 1) {
     parallel_for(parallel, s.batch * s.time,

@@ -99,7 +99,7 @@ Tasks tasks_of(const ScanProblem& s, int32_t threads) {
 
 int64_t forward_floats(const ScanProblem& s, int32_t threads) {
   const Tasks tasks = tasks_of(s, threads);
-  return threads * HWY_DYNAMIC_DISPATCH(forward_scratch)(s, tasks.widest, tasks.group);
+  return HWY_DYNAMIC_DISPATCH(forward_scratch)(s, tasks.widest, tasks.group);
 }
 
 heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
@@ -109,9 +109,8 @@ heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
   const int32_t threads = parallel_threads(parallel);
   if (s.sequences == 0) return HEED_OK;
   const Tasks tasks = tasks_of(s, threads);
-  const int64_t floats = forward_floats(s, threads);
   ScanScratch scratch;
-  status = scratch.take(args, floats);
+  status = scratch.take(args, forward_floats(s, threads), threads);
   if (status != HEED_OK) return status;
   const auto task = HWY_DYNAMIC_DISPATCH(forward_task);
   const int64_t a_sequence = tasks.groups * tasks.column_blocks;
@@ -121,8 +120,7 @@ heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
     const int64_t first = s.heads * group / tasks.groups;
     const int64_t last = s.heads * (group + 1) / tasks.groups;
     task(s, n, first, last - first,
-         scan_columns(i % tasks.column_blocks, tasks.column_blocks, s.dv),
-         scratch.floats() + worker * (floats / threads));
+         scan_columns(i % tasks.column_blocks, tasks.column_blocks, s.dv), scratch.of(worker));
   });
   return HEED_OK;
 }

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "kernel/parallel.h"
+
 namespace heed::kernel {
 namespace {
 
@@ -201,24 +203,50 @@ heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
 
 ScanScratch::~ScanScratch() { std::free(own_); }
 
-heed_status ScanScratch::take(const ScanArgs& args, int64_t floats) {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+// A worker's piece: a line that says whether it was cleared, the floats, and the gap to the next.
+int64_t bytes_a_worker(int64_t floats) {
   const int64_t bytes = floats * static_cast<int64_t>(sizeof(float));
+  return kAlignment + (bytes + kAlignment - 1) / kAlignment * kAlignment + kWorkerGap;
+}
+
+}  // namespace
+
+int64_t ScanScratch::bytes(int64_t floats, int32_t threads) {
+  return kAlignment + threads * bytes_a_worker(floats) - kWorkerGap;
+}
+
+heed_status ScanScratch::take(const ScanArgs& args, int64_t floats, int32_t threads) {
+  const int64_t needed = bytes(floats, threads);
   void* memory = args.workspace;
   if (memory == nullptr) {
-    memory = own_ = std::malloc(static_cast<size_t>(bytes + kScanAlignment));
+    memory = own_ = std::malloc(static_cast<size_t>(needed));
     if (memory == nullptr) {
       return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for %lld bytes of scratch",
-                       static_cast<long long>(bytes));
+                       static_cast<long long>(needed));
     }
-  } else if (args.workspace_bytes < bytes + kScanAlignment) {
+  } else if (args.workspace_bytes < needed) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: the workspace has %lld bytes, %lld are needed",
-                     static_cast<long long>(args.workspace_bytes),
-                     static_cast<long long>(bytes + kScanAlignment));
+                     static_cast<long long>(args.workspace_bytes), static_cast<long long>(needed));
   }
-  const uintptr_t at = reinterpret_cast<uintptr_t>(memory) + kScanAlignment - 1;
-  floats_ = reinterpret_cast<float*>(at / kScanAlignment * kScanAlignment);
-  std::memset(floats_, 0, static_cast<size_t>(bytes));
+  const uintptr_t at = reinterpret_cast<uintptr_t>(memory) + kAlignment - 1;
+  at_ = reinterpret_cast<char*>(at / kAlignment * kAlignment);
+  floats_ = floats;
+  for (int32_t worker = 0; worker < threads; ++worker) at_[worker * bytes_a_worker(floats)] = 0;
   return HEED_OK;
+}
+
+float* ScanScratch::of(int32_t worker) const {
+  char* cleared = at_ + worker * bytes_a_worker(floats_);
+  float* floats = reinterpret_cast<float*>(cleared + kAlignment);
+  if (*cleared == 0) {
+    std::memset(floats, 0, static_cast<size_t>(floats_) * sizeof(float));
+    *cleared = 1;
+  }
+  return floats;
 }
 
 heed_status check_scan_grads(const ScanGrads& grads, ScanDtypes dtypes, const ScanProblem& p,

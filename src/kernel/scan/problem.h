@@ -54,18 +54,26 @@ heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
 heed_status check_scan_grads(const ScanGrads& grads, ScanDtypes dtypes, const ScanProblem& problem,
                              ScanGradProblem* out);
 
-// The scratch of a call: the caller's workspace, or memory of its own. Zeros, 64-byte aligned.
+// The scratch of a call, a piece for each worker: the caller's workspace, or memory of its own.
 class ScanScratch {
  public:
+  ScanScratch() = default;
+  ScanScratch(const ScanScratch&) = delete;
+  ScanScratch& operator=(const ScanScratch&) = delete;
   ~ScanScratch();
-  heed_status take(const ScanArgs& args, int64_t floats);
-  float* floats() const { return floats_; }
+
+  // Bytes of workspace for `floats` a worker.
+  static int64_t bytes(int64_t floats, int32_t threads);
+  heed_status take(const ScanArgs& args, int64_t floats, int32_t threads);
+  // 64-byte aligned and kWorkerGap apart, zeros when a worker first asks for its own: from the core
+  // that uses them.
+  float* of(int32_t worker) const;
 
  private:
-  float* floats_ = nullptr;
+  char* at_ = nullptr;
+  int64_t floats_ = 0;
   void* own_ = nullptr;
 };
-constexpr int64_t kScanAlignment = 64;
 
 heed_status scan_fail(heed_status status, const char* format, ...)
     __attribute__((format(printf, 2, 3)));

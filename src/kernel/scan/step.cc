@@ -149,9 +149,7 @@ namespace heed::kernel {
 HWY_EXPORT(step_scratch);
 HWY_EXPORT(step_task);
 
-int64_t step_floats(const ScanProblem& s, int32_t threads) {
-  return threads * HWY_DYNAMIC_DISPATCH(step_scratch)(s);
-}
+int64_t step_floats(const ScanProblem& s) { return HWY_DYNAMIC_DISPATCH(step_scratch)(s); }
 
 heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
   ScanProblem s;
@@ -166,9 +164,8 @@ heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
   const int64_t pairs = s.sequences * s.heads;
   if (pairs == 0) return HEED_OK;
   const int64_t blocks = scan_column_blocks(pairs, s.dv, threads);
-  const int64_t floats = step_floats(s, threads);
   ScanScratch scratch;
-  status = scratch.take(args, floats);
+  status = scratch.take(args, step_floats(s), threads);
   if (status != HEED_OK) return status;
   const auto task = HWY_DYNAMIC_DISPATCH(step_task);
   // Runs of states that are neighbours in memory.
@@ -177,7 +174,7 @@ heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
     for (int64_t i = items * run / runs; i < items * (run + 1) / runs; ++i) {
       const int64_t pair = i / blocks;
       task(s, pair / s.heads, pair % s.heads, scan_columns(i % blocks, blocks, s.dv),
-           scratch.floats() + worker * (floats / threads));
+           scratch.of(worker));
     }
   });
   return HEED_OK;
@@ -187,9 +184,8 @@ int64_t scan_workspace_bytes(const ScanArgs& args, int32_t threads, bool step) {
   ScanProblem s;
   if (check_scan(args, ScanDtypes::kKernel, false, &s) != HEED_OK) return -1;
   const int32_t workers = threads < 1 ? 1 : threads;
-  if (s.sequences == 0) return kScanAlignment;
-  const int64_t floats = step ? step_floats(s, workers) : forward_floats(s, workers);
-  return floats * static_cast<int64_t>(sizeof(float)) + kScanAlignment;
+  if (s.sequences == 0) return 0;
+  return ScanScratch::bytes(step ? step_floats(s) : forward_floats(s, workers), workers);
 }
 
 }  // namespace heed::kernel
