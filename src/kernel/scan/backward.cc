@@ -37,6 +37,7 @@ struct BlockGrads {
   float* decayed;                // one key gradient before its decay factor
   float* decay;                  // log decay, per channel [block + 4, ldk] or [block + 4]
   float* beta;
+  StoredState stored;  // dS
 
   BlockGrads(const Block& b, Arena& arena) {
     const int64_t keys = (b.block + 4) * b.ldk, values = (b.block + 4) * b.ldv;
@@ -106,7 +107,7 @@ HWY_NOINLINE void value_grads(const Block& b, const float* grad_state, BlockGrad
   auto from_reads_and_end = [&](const float* m, const float* key, float* to) {
     product(l, b.dv, l, {m, b.ldm, 1}, g.o, b.ldv, to, b.ldv, Init::kZero, Shape::kUpper);
     product(l, b.dv, b.dk, {key, b.ldk, 1}, grad_state, b.lds, to, b.ldv, Init::kAdd, Shape::kFull,
-            nullptr, nullptr, &b.fetch);
+            &b.fetch);
   };
   from_reads_and_end(b.mqk, b.ke, g.v);
   if (!b.correct) return;
@@ -359,8 +360,9 @@ HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float*
     }
   }
 
+  g.stored.decay(b.factors_now->total, StoredState::kNone);
   product(b.dk, b.dv, l, {b.qe, 1, b.ldk}, g.o, b.ldv, grad_state, b.lds,
-          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo, &b.fetch);
+          decayed(b, decays, g.stored), Shape::kFull, &b.fetch);
   if (b.correct) {
     product(b.dk, b.dv, l, {b.ce, 1, b.ldk}, g.x, b.ldv, grad_state, b.lds, Init::kAdd);
   }
@@ -394,13 +396,15 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
   std::fill_n(g.turned_key, b.ldk * b.ldm, 0.0f);
   std::fill_n(kept.bonus, b.ldk, 0.0);
   double decay_sum = 0;
+  StoredState stored;
 
   auto length_of = [&](int64_t block) { return std::min(b.block, span.length - block * b.block); };
   auto step_state = [&](int64_t block) HWY_ATTR {
     b.ahead = b.block;
     prepare_block(s, b, span.b, span.begin + block * b.block, h, length_of(block), columns, true);
     correct_values(b, kept.state);
-    advance_state(b, decays, kept.state);
+    stored.decay(b.factors_now->total, StoredState::kNone);
+    advance_state(b, decayed(b, decays, stored), kept.state);
   };
 
   load_state(s.initial_state, n, h, columns, b, kept.state);
@@ -455,7 +459,7 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
       }
     }
   }
-  store_state(kept.grad_state, b, n, h, columns, out.initial_state);
+  store_state(kept.grad_state, 1, b, n, h, columns, out.initial_state);
   *head_decay = decay_sum;
   std::copy_n(kept.bonus, b.dk, bonus);
 }

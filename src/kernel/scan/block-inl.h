@@ -54,6 +54,26 @@ class Arena {
   int64_t used_ = 0;
 };
 
+// With one decay for all channels a state is kept as a scale times what is stored: a decay changes
+// the scale, reads multiply their queries by it, and writes divide their keys. Only a scale outside
+// of [1 / room, room] goes into the stored numbers, as one float. What its rounding leaves stays in
+// the scale: a rounded factor would drift from block to block.
+struct StoredState {
+  static constexpr double kRoom = 256, kNone = 0;
+
+  double scale = 1;
+  float factor = 1;  // what the stored numbers are multiplied by at the end of the block
+
+  void decay(double total, double room) {
+    scale *= total;
+    factor = 1;
+    if (scale * room >= 1 && scale <= room) return;
+    factor = static_cast<float>(scale);
+    scale = factor > 1e-30f ? scale / factor : 1;  // smaller floats lose digits; the state is gone
+  }
+  Start start() const { return factor == 1 ? Start(Init::kAdd) : Start(Init::kScale, &factor); }
+};
+
 struct Block {
   // Sizes: `block` tokens at most, ldk and ldv row strides of key and value tiles, ldm of the
   // pairwise matrices (transposed: row j, column i), lds of states (an odd number of cache lines).
@@ -75,8 +95,9 @@ struct Block {
   float* pairs;                    // q_i . k_j before its weight, likewise
   float *v, *x, *w, *o;            // [block + 4, ldv]
   float *beta, *own, *bonus;       // [block], [block], [ldk]
-  double* sums;                    // b_i
-  float* resets;                   // number of resets so far
+  // Entry i + 1 after token i, entry 0 before the first: b_i as a sum of two floats, and the number
+  // of resets so far.
+  float *sum_hi, *sum_lo, *resets;
 
   // Decay factors. With one decay a head they depend on the block's length alone and are kept for
   // every head of a task; all others use the first set.
@@ -84,8 +105,13 @@ struct Block {
     int64_t length = 0;          // of the block that they were computed for
     float *from_start, *to_end;  // e^{b_i}, row i + 1 (row 0: 1); e^{b_L - b_j}
     float *decay_hi, *decay_lo;  // e^{b_L} per row of the state
+    double total = 1;            // e^{b_L}, where it is one for all rows
     float *weight_q, *weight_c;  // E with its mask, [block, ldm]
   };
+  // The scales of states that take their decays late, by head of the task; absent where states take
+  // them at once.
+  StoredState* stored = nullptr;
+
   bool factors_by_head;
   Factors factors[kScanHeads];
   Factors* factors_now = factors;
@@ -156,8 +182,7 @@ struct Block {
     beta = arena.take(rows);
     own = arena.take(rows);
     bonus = arena.take(ldk);
-    sums = reinterpret_cast<double*>(arena.take(2 * rows));
-    resets = arena.take(rows);
+    for (float** each : {&sum_hi, &sum_lo, &resets}) *each = arena.take(rows + 2 * 16);
   }
 };
 
@@ -176,13 +201,17 @@ struct Block {
     }
   }
 }
-[[maybe_unused]] static HWY_NOINLINE void store_state(const float* state, const Block& b, int64_t n,
-                                                      int64_t h, ScanColumns columns,
+[[maybe_unused]] static HWY_NOINLINE void store_state(float* state, float scale, const Block& b,
+                                                      int64_t n, int64_t h, ScanColumns columns,
                                                       const ScanTensor& s) {
   if (!s) return;
-  for (int64_t d = 0; d < b.dk; ++d) {
-    float* to = reinterpret_cast<float*>(s.data) + n * s.b + h * s.t + d * s.h + columns.begin;
-    store_row(state + d * b.lds, b.dv, reinterpret_cast<char*>(to), HEED_FLOAT32);
+  for (int64_t i = 0; i < b.dk; ++i) {
+    float* row = state + i * b.lds;
+    if (scale != 1) {
+      for (int64_t e = 0; e < b.dv; ++e) row[e] *= scale;
+    }
+    float* to = reinterpret_cast<float*>(s.data) + n * s.b + h * s.t + i * s.h + columns.begin;
+    store_row(row, b.dv, reinterpret_cast<char*>(to), HEED_FLOAT32);
   }
 }
 
@@ -194,34 +223,48 @@ HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t
   return reinterpret_cast<const float*>(x.data)[b * x.b + t * x.t + h * x.h];
 }
 
+// exp(b - from) for kLanes entries of b (see sum_hi) from the i-th on; 0 across a reset.
+HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF from_resets) {
+  const DF d;
+  const VF hi = hn::Sub(hn::LoadU(d, b.sum_hi + i), from_hi);
+  const VF lo = hn::Sub(hn::LoadU(d, b.sum_lo + i), from_lo);
+  const VF crossed = hn::Sub(hn::LoadU(d, b.resets + i), from_resets);
+  return exp_of(hn::NegMulAdd(crossed, hn::Set(d, 1e30f), hn::Add(hi, lo)));
+}
+
 // weight(j, i) = E(i, j) where a row that reads after (before) its decay meets column j, else 0.
 [[maybe_unused]] static HWY_NOINLINE void pair_weights(const Block& b, int64_t l, bool before,
                                                        bool strict, float* weight) {
   const DF d;
+  const VF lanes = hn::Iota(d, 0), end = hn::Set(d, static_cast<float>(l));
   // A row that reads before its decay sees what the row above it sees after.
-  const int64_t shift = before ? 1 : 0;
+  const int64_t entry = before ? 0 : 1;
   for (int64_t j = 0; j < l; ++j) {
     float* row = weight + j * b.ldm;
     const int64_t first = j + (strict || before ? 1 : 0);
-    for (int64_t i = first; i < l; ++i) {
-      row[i] = static_cast<float>(b.sums[i - shift] - b.sums[j]) -
-               (b.resets[i - shift] - b.resets[j]) * 1e30f;
+    const VF begin = hn::Set(d, static_cast<float>(first));
+    const VF hi = hn::Set(d, b.sum_hi[j + 1]), lo = hn::Set(d, b.sum_lo[j + 1]);
+    const VF resets = hn::Set(d, b.resets[j + 1]);
+    for (int64_t i = 0; i < b.ldm; i += kLanes) {
+      VF e = hn::Zero(d);
+      if (i < l && i + kLanes > first) {
+        const VF at = hn::Add(lanes, hn::Set(d, static_cast<float>(i)));
+        e = hn::IfThenElseZero(hn::And(hn::Ge(at, begin), hn::Lt(at, end)),
+                               decay_since(b, i + entry, hi, lo, resets));
+      }
+      hn::StoreU(e, d, row + i);
     }
-    std::fill(row + l, row + b.ldm, 0.0f);
-    for (int64_t i = first / kLanes * kLanes; i < l; i += kLanes) {
-      hn::StoreU(exp_of(hn::Min(hn::LoadU(d, row + i), hn::Zero(d))), d, row + i);
-    }
-    std::fill_n(row, first, 0.0f);
   }
 }
 
-// Sums and factors of one decay per token (or none): fills sums, resets, from_start, to_end, decay.
+// Sums and factors of one decay per token (or none): fills the sums, from_start, to_end, decay.
 [[maybe_unused]] static HWY_NOINLINE void scalar_factors(const ScanProblem& s, const Block& b,
                                                          int64_t batch, int64_t t, int64_t h,
                                                          int64_t l) {
+  const DF d;
   double sum = 0;
   float resets = 0;
-  b.from_start[0] = 1;
+  b.sum_hi[0] = b.sum_lo[0] = b.resets[0] = 0;
   for (int64_t i = 0; i < l; ++i) {
     const float log_decay =
         s.decay == Decay::kNone ? 0.0f : token_scalar(s.log_decay, batch, t + i, h);
@@ -230,24 +273,32 @@ HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t
     } else {
       sum += log_decay;
     }
-    b.sums[i] = sum;
-    b.resets[i] = resets;
-    b.from_start[i + 1] = resets > 0 ? 0.0f : static_cast<float>(std::exp(sum));
+    b.sum_hi[i + 1] = static_cast<float>(sum);
+    b.sum_lo[i + 1] = static_cast<float>(sum - b.sum_hi[i + 1]);
+    b.resets[i + 1] = resets;
   }
-  for (int64_t j = 0; j < l; ++j) {
-    b.to_end[j] = b.resets[j] < resets ? 0.0f : static_cast<float>(std::exp(sum - b.sums[j]));
+  const VF zero = hn::Zero(d), hi = hn::Set(d, b.sum_hi[l]), lo = hn::Set(d, b.sum_lo[l]);
+  const VF all = hn::Set(d, resets), huge = hn::Set(d, 1e30f);
+  for (int64_t i = 0; i <= l; i += kLanes) {
+    hn::StoreU(decay_since(b, i, zero, zero, zero), d, b.from_start + i);
+    const VF left = hn::Add(hn::Sub(hi, hn::LoadU(d, b.sum_hi + i + 1)),
+                            hn::Sub(lo, hn::LoadU(d, b.sum_lo + i + 1)));
+    const VF crossed = hn::Sub(all, hn::LoadU(d, b.resets + i + 1));
+    hn::StoreU(exp_of(hn::NegMulAdd(crossed, huge, left)), d, b.to_end + i);
   }
-  const double total = resets > 0 ? 0.0 : std::exp(sum);
-  const float hi = static_cast<float>(total), lo = static_cast<float>(total - hi);
-  std::fill_n(b.decay_hi, b.ldk, hi);
-  std::fill_n(b.decay_lo, b.ldk, lo);
+  b.factors_now->total = resets > 0 ? 0.0 : std::exp(sum);
+  const float total = static_cast<float>(b.factors_now->total);
+  std::fill_n(b.decay_hi, b.ldk, total);
+  std::fill_n(b.decay_lo, b.ldk, static_cast<float>(b.factors_now->total - total));
 }
 
+// Row i times factor[i] and `scale`.
 [[maybe_unused]] static HWY_NOINLINE void scale_rows(const float* from, const float* factor,
-                                                     int64_t rows, int64_t ld, float* to) {
+                                                     float scale, int64_t rows, int64_t ld,
+                                                     float* to) {
   const DF d;
   for (int64_t i = 0; i < rows; ++i) {
-    const VF f = hn::Set(d, factor[i]);
+    const VF f = hn::Set(d, factor[i] * scale);
     for (int64_t e = 0; e < ld; e += kLanes) {
       hn::StoreU(hn::Mul(hn::LoadU(d, from + i * ld + e), f), d, to + i * ld + e);
     }
@@ -443,10 +494,16 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
       b.factors_now->length = l;
     }
     if (s.decay != Decay::kNone) {
-      scale_rows(b.q, b.from_start + (b.before ? 0 : 1), l, b.ldk, b.qe);
-      scale_rows(b.k, b.to_end, l, b.ldk, b.ke);
-      if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), l, b.ldk, b.ce);
-      if (b.general) scale_rows(b.p, b.to_end, l, b.ldk, b.pe);
+      float read = 1, write = 1;
+      if (b.stored != nullptr) {
+        read = static_cast<float>(b.stored->scale);
+        b.stored->decay(b.factors_now->total, StoredState::kRoom);
+        write = static_cast<float>(1 / b.stored->scale);
+      }
+      scale_rows(b.q, b.from_start + (b.before ? 0 : 1), read, l, b.ldk, b.qe);
+      scale_rows(b.k, b.to_end, write, l, b.ldk, b.ke);
+      if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), read, l, b.ldk, b.ce);
+      if (b.general) scale_rows(b.p, b.to_end, write, l, b.ldk, b.pe);
     }
     const auto pairs = [&](const float* row, const float* column, const float* weight, float* m)
                            HWY_ATTR {
@@ -476,27 +533,46 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   }
 }
 
-// X_i += sum_{j<i} m(j, i) W_j with W_j = beta_j X_j (delta) or X_j (general), in place.
-[[maybe_unused]] static HWY_NOINLINE void solve(const Block& b) {
+// N vectors of every row of solve, side by side: a row waits for the one above it.
+template <int N>
+HWY_INLINE void solve_panel(const Block& b, const float* m, int64_t e) {
   const DF d;
-  const float* m = b.general ? b.mcp : b.mck;
-  for (int64_t e = 0; e < b.ldv; e += kLanes) {
-    for (int64_t i = 0; i < b.length; ++i) {
-      VF even = hn::LoadU(d, b.x + i * b.ldv + e), odd = hn::Zero(d);
-      int64_t j = 0;
-      for (; j + 2 <= i; j += 2) {
-        even = hn::MulAdd(hn::Set(d, m[j * b.ldm + i]), hn::LoadU(d, b.w + j * b.ldv + e), even);
-        odd = hn::MulAdd(hn::Set(d, m[(j + 1) * b.ldm + i]),
-                         hn::LoadU(d, b.w + (j + 1) * b.ldv + e), odd);
+  for (int64_t i = 0; i < b.length; ++i) {
+    float* x = b.x + i * b.ldv + e;
+    float* w = b.w + i * b.ldv + e;
+    VF sum[2][N];  // over even and odd j
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      sum[0][n] = hn::LoadU(d, x + n * kLanes);
+      sum[1][n] = hn::Zero(d);
+    }
+    const auto add = [&](int64_t j, VF(&to)[N]) HWY_ATTR {
+      const VF factor = hn::Set(d, m[j * b.ldm + i]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        to[n] = hn::MulAdd(factor, hn::LoadU(d, b.w + j * b.ldv + e + n * kLanes), to[n]);
       }
-      if (j < i) {
-        even = hn::MulAdd(hn::Set(d, m[j * b.ldm + i]), hn::LoadU(d, b.w + j * b.ldv + e), even);
-      }
-      const VF sum = hn::Add(even, odd);
-      hn::StoreU(sum, d, b.x + i * b.ldv + e);
-      if (!b.general) hn::StoreU(hn::Mul(sum, hn::Set(d, b.beta[i])), d, b.w + i * b.ldv + e);
+    };
+    int64_t j = 0;
+    for (; j + 2 <= i; j += 2) {
+      add(j, sum[0]);
+      add(j + 1, sum[1]);
+    }
+    if (j < i) add(j, sum[0]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const VF whole = hn::Add(sum[0][n], sum[1][n]);
+      hn::StoreU(whole, d, x + n * kLanes);
+      if (!b.general) hn::StoreU(hn::Mul(whole, hn::Set(d, b.beta[i])), d, w + n * kLanes);
     }
   }
+}
+
+// X_i += sum_{j<i} m(j, i) W_j with W_j = beta_j X_j (delta) or X_j (general), in place.
+[[maybe_unused]] static HWY_NOINLINE void solve(const Block& b) {
+  for_panels(b.ldv, [&](int64_t e, auto vectors) HWY_ATTR {
+    solve_panel<decltype(vectors)::value>(b, b.general ? b.mcp : b.mck, e);
+  });
 }
 
 // The corrected values of a prepared block from the state at its start.
@@ -531,7 +607,7 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
   if (b.general) multiply_add(0, pairs, b.mqp + m0, 1, b.ldm, b.x + n0, b.ldv, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       if (bonus) {
         const VF value = hn::LoadU(d, b.v + (m0 + m) * b.ldv + n0 + n * kLanes);
@@ -545,24 +621,29 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
 // O of a prepared block, in rows of whole vectors.
 [[maybe_unused]] static HWY_NOINLINE void read_block(const Block& b, const float* state, bool bonus,
                                                      Rows out) {
-  const auto panel = [&](int64_t n0, auto vectors) HWY_ATTR {
-    constexpr int kVectors = decltype(vectors)::value;
+  for_panels(b.dv, [&](int64_t n0, auto vectors) HWY_ATTR {
+    constexpr int kVectors = decltype(vectors)::value, kTile = std::min(kRows<kVectors>, 8);
     int64_t m0 = 0;
-    for (; m0 + kRows <= b.length; m0 += kRows) {
-      read_tile<kRows, kVectors>(b, state, bonus, m0, n0, out);
-      b.fetch.advance(kRows * kVectors * b.dk);
+    for (; m0 + kTile <= b.length; m0 += kTile) {
+      read_tile<kTile, kVectors>(b, state, bonus, m0, n0, out);
+      b.fetch.advance(kTile * kVectors * b.dk);
     }
     for (; m0 < b.length; ++m0) read_tile<1, kVectors>(b, state, bonus, m0, n0, out);
-  };
-  int64_t n0 = 0;
-  for (; n0 + kLanes < b.dv; n0 += 2 * kLanes) panel(n0, std::integral_constant<int, 2>());
-  if (n0 < b.dv) panel(n0, std::integral_constant<int, 1>());
+  });
+}
+
+// How the state at the block's end starts from the one at its start.
+[[maybe_unused]] static Start decayed(const Block& b, bool decays, const StoredState& stored) {
+  if (!decays) return Init::kAdd;
+  if (b.channel) return {Init::kDecay, b.decay_hi, b.decay_lo};
+  return stored.start();
 }
 
 // The state at the block's end, in place.
-[[maybe_unused]] static HWY_NOINLINE void advance_state(const Block& b, bool decays, float* state) {
-  product(b.dk, b.dv, b.length, {b.ke, 1, b.ldk}, b.general ? b.v : b.w, b.ldv, state, b.lds,
-          decays ? Init::kDecay : Init::kAdd, Shape::kFull, b.decay_hi, b.decay_lo, &b.fetch);
+[[maybe_unused]] static HWY_NOINLINE void advance_state(const Block& b, const Start& start,
+                                                        float* state) {
+  product(b.dk, b.dv, b.length, {b.ke, 1, b.ldk}, b.general ? b.v : b.w, b.ldv, state, b.lds, start,
+          Shape::kFull, &b.fetch);
   if (b.general) {
     product(b.dk, b.dv, b.length, {b.pe, 1, b.ldk}, b.x, b.ldv, state, b.lds, Init::kAdd);
   }

@@ -32,6 +32,7 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
   Block b(s, columns.width, heads, arena);
   const int64_t size = b.dk * b.lds;
   float* states = arena.take(heads * size);
+  StoredState stored[kScanHeads];
   const auto span = s.span(n);
   for (int64_t h = 0; h < heads; ++h) {
     load_state(s.initial_state, n, h0 + h, columns, b, states + h * size);
@@ -46,6 +47,7 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
     for (int64_t h = 0; h < heads; ++h) {
       float* state = states + h * size;
       b.use_head(h);
+      b.stored = &stored[h];
       prepare_block(s, b, span.b, span.begin + t, h0 + h, l, columns);
       correct_values(b, state);
       char* out =
@@ -56,11 +58,12 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
         read_block(b, state, static_cast<bool>(s.bonus), {b.o, b.ldv});
         store_rows(b.o, b.ldv, l, b.dv, out, s.out.t * dtype_size(s.out.dtype), s.out.dtype);
       }
-      advance_state(b, s.decay != Decay::kNone, state);
+      advance_state(b, decayed(b, s.decay != Decay::kNone, stored[h]), state);
     }
   }
   for (int64_t h = 0; h < heads; ++h) {
-    store_state(states + h * size, b, n, h0 + h, columns, s.final_state);
+    store_state(states + h * size, static_cast<float>(stored[h].scale), b, n, h0 + h, columns,
+                s.final_state);
   }
 }
 

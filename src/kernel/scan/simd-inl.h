@@ -26,15 +26,29 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
 constexpr int64_t kLanes = hn::MaxLanes(DF());
-constexpr int kRows = kLanes >= 16 ? 8 : 4;  // rows of a product kept in registers
+// A product keeps a tile of rows x vectors in registers: kWide vectors where there are as many
+// left, else two, then one, with as many more rows. Every multiply-add of a tile needs one vector
+// and one scalar; the nearer it is to a square of loads, the fewer they are.
+constexpr int kWide = kLanes >= 16 ? 4 : 2;
+constexpr int kTileVectors = kLanes >= 16 ? 16 : 8;
+template <int N>
+constexpr int kRows = kTileVectors / N;
 
 HWY_INLINE int64_t pad_to(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// What a product starts from: nothing, C, or C with row m multiplied by hi[m] + lo[m] (a decay as a
-// sum of two floats: a rounded factor applied at every block would drift).
-enum class Init { kZero, kAdd, kDecay };
+// What a product starts from: nothing, C, C times *hi, or C with row m multiplied by hi[m] + lo[m]
+// (a decay as a sum of two floats: a rounded factor applied at every block would drift).
+enum class Init { kZero, kAdd, kScale, kDecay };
+
+struct Start {
+  Init init;
+  const float *hi, *lo;
+
+  Start(Init from, const float* high = nullptr, const float* low = nullptr)
+      : init(from), hi(high), lo(low) {}
+};
 
 // Which k matter for the rows [m, m + rows) of A: all, those up to the last row (A lower
 // triangular), or those from the first row on (upper triangular).
@@ -110,12 +124,12 @@ HWY_INLINE void multiply_add(int64_t k0, int64_t k1, const float* HWY_RESTRICT a
   const DF d;
   for (int64_t k = k0; k < k1; ++k) {
     VF right[N];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) right[n] = hn::LoadU(d, b + k * ldb + n * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const VF left = hn::Set(d, a[m * row + k * col]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[m][n] = hn::MulAdd(left, right[n], acc[m][n]);
     }
   }
@@ -142,11 +156,13 @@ HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a
   // C comes in last, so that a long sum is rounded once a product and not once a term.
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       float* at = c + m * ldc + n * kLanes;
       if (init == Init::kAdd) {
         acc[m][n] = hn::Add(acc[m][n], hn::LoadU(d, at));
+      } else if (init == Init::kScale) {
+        acc[m][n] = hn::MulAdd(hn::LoadU(d, at), hn::Set(d, *hi), acc[m][n]);
       } else if (init == Init::kDecay) {
         const VF old = hn::LoadU(d, at);
         acc[m][n] = hn::MulAdd(old, hn::Set(d, lo[m]), acc[m][n]);
@@ -159,40 +175,48 @@ HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a
 
 template <int N>
 HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, int64_t ldb, float* c,
-                              int64_t ldc, Init init, Shape shape, const float* hi, const float* lo,
-                              Fetch* fetch) {
+                              int64_t ldc, const Start& start, Shape shape, Fetch* fetch) {
   const auto tile = [&](int64_t m0, auto rows) HWY_ATTR {
     constexpr int kTile = decltype(rows)::value;
     const int64_t k0 = shape == Shape::kUpper ? m0 : 0;
     const int64_t k1 = shape == Shape::kLower && m0 + kTile < k ? m0 + kTile : k;
+    const int64_t own = start.init == Init::kDecay ? m0 : 0;
     product_tile<kTile, N>(k0, k1, a.data + m0 * a.row, a.row, a.col, b, ldb, c + m0 * ldc, ldc,
-                           init, hi + m0, lo + m0);
+                           start.init, start.hi + own, start.lo + own);
     if (fetch != nullptr) fetch->advance(kTile * N * (k1 - k0));
   };
   int64_t m0 = 0;
-  if (N == 1) {  // one vector a row leaves registers for twice the rows
-    for (; m0 + 2 * kRows <= m; m0 += 2 * kRows) {
-      tile(m0, std::integral_constant<int, 2 * kRows>());
-    }
-  }
-  for (; m0 + kRows <= m; m0 += kRows) tile(m0, std::integral_constant<int, kRows>());
-  if (kRows > 4 && m0 + 4 <= m) {
+  for (; m0 + kRows<N> <= m; m0 += kRows<N>) tile(m0, std::integral_constant<int, kRows<N>>());
+  if (kRows < N >> 4 && m0 + 4 <= m) {
     tile(m0, std::integral_constant<int, 4>());
     m0 += 4;
   }
   for (; m0 < m; ++m0) tile(m0, std::integral_constant<int, 1>());
 }
 
-// C (m x n) = init + A (m x k) B (k x n); n is rounded up to whole vectors.
-[[maybe_unused]] static HWY_NOINLINE void product(
-    int64_t m, int64_t n, int64_t k, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc,
-    Init init, Shape shape = Shape::kFull, const float* hi = nullptr, const float* lo = nullptr,
-    Fetch* fetch = nullptr) {
+// visit(first column, vectors) for the panels of n columns, rounded up to whole vectors.
+template <class Visit>
+HWY_INLINE void for_panels(int64_t n, Visit&& visit) {
   int64_t n0 = 0;
-  for (; n0 + kLanes < n; n0 += 2 * kLanes) {
-    product_panel<2>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo, fetch);
+  for (; n0 + (kWide - 1) * kLanes < n; n0 += kWide * kLanes) {
+    visit(n0, std::integral_constant<int, kWide>());
   }
-  if (n0 < n) product_panel<1>(m, k, a, b + n0, ldb, c + n0, ldc, init, shape, hi, lo, fetch);
+  if (kWide > 2 && n0 + kLanes < n) {
+    visit(n0, std::integral_constant<int, 2>());
+    n0 += 2 * kLanes;
+  }
+  if (n0 < n) visit(n0, std::integral_constant<int, 1>());
+}
+
+// C (m x n) = start + A (m x k) B (k x n); n is rounded up to whole vectors.
+[[maybe_unused]] static HWY_NOINLINE void product(int64_t m, int64_t n, int64_t k, Matrix a,
+                                                  const float* b, int64_t ldb, float* c,
+                                                  int64_t ldc, const Start& start,
+                                                  Shape shape = Shape::kFull,
+                                                  Fetch* fetch = nullptr) {
+  for_panels(n, [&](int64_t n0, auto vectors) HWY_ATTR {
+    product_panel<decltype(vectors)::value>(m, k, a, b + n0, ldb, c + n0, ldc, start, shape, fetch);
+  });
 }
 
 // to[n][m] = from[m][n]; both sizes are rounded up to multiples of 4.
@@ -367,7 +391,7 @@ HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to) {
 #else
 // The sum of the 128-bit parts of a vector.
 template <class D>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4> > fold_to_four(D d, hn::Vec<D> x) {
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> fold_to_four(D d, hn::Vec<D> x) {
   if constexpr (hn::MaxLanes(D()) == 4) {
     return x;
   } else {
