@@ -95,6 +95,7 @@ struct Block {
   float* pairs;                    // q_i . k_j before its weight, likewise
   float *v, *x, *w, *o;            // [block + 4, ldv]
   float *beta, *own, *bonus;       // [block], [block], [ldk]
+  float* a_token;                  // e^{log decay}, where it is one for all channels: [block]
   // Entry i + 1 after token i, entry 0 before the first: b_i as a sum of two floats, and the number
   // of resets so far.
   float *sum_hi, *sum_lo, *resets;
@@ -112,6 +113,12 @@ struct Block {
   // them at once.
   StoredState* stored = nullptr;
 
+  // Then the factors of one decay for all channels wait as well, for whatever has fewer numbers:
+  // row i of what q reads is multiplied by read_factor[i]; and where values are narrower than keys,
+  // they decay to the end of the block (into `we`) in place of the keys.
+  float *read_factor, *we;
+  float write = 1;  // what rows that are written are multiplied by
+
   bool factors_by_head;
   Factors factors[kScanHeads];
   Factors* factors_now = factors;
@@ -126,6 +133,8 @@ struct Block {
     weight_q = factors_now->weight_q;
     weight_c = factors_now->weight_c;
   }
+
+  bool values_decay() const { return stored != nullptr && we != nullptr; }
 
   static int64_t most(const ScanProblem& s) { return std::min<int64_t>(s.chunk, 16); }
 
@@ -179,9 +188,12 @@ struct Block {
     x = when(correct, values);
     w = general || !correct ? (general ? x : v) : arena.take(values);
     o = arena.take(values);
+    we = when(decays && !channel && !general && s.dv < s.dk, values);  // whatever the width
+    read_factor = when(decays && !channel, rows);
     beta = arena.take(rows);
     own = arena.take(rows);
     bonus = arena.take(ldk);
+    a_token = arena.take(rows + 16);
     for (float** each : {&sum_hi, &sum_lo, &resets}) *each = arena.take(rows + 2 * 16);
   }
 };
@@ -232,27 +244,23 @@ HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF 
   return exp_of(hn::NegMulAdd(crossed, hn::Set(d, 1e30f), hn::Add(hi, lo)));
 }
 
-// weight(j, i) = E(i, j) where a row that reads after (before) its decay meets column j, else 0.
+// weight(j, i) = E(i, j) where a row that reads after (before) its decay meets column j, else 0: a
+// running product from the last column on.
 [[maybe_unused]] static HWY_NOINLINE void pair_weights(const Block& b, int64_t l, bool before,
                                                        bool strict, float* weight) {
   const DF d;
-  const VF lanes = hn::Iota(d, 0), end = hn::Set(d, static_cast<float>(l));
-  // A row that reads before its decay sees what the row above it sees after.
-  const int64_t entry = before ? 0 : 1;
-  for (int64_t j = 0; j < l; ++j) {
-    float* row = weight + j * b.ldm;
-    const int64_t first = j + (strict || before ? 1 : 0);
-    const VF begin = hn::Set(d, static_cast<float>(first));
-    const VF hi = hn::Set(d, b.sum_hi[j + 1]), lo = hn::Set(d, b.sum_lo[j + 1]);
-    const VF resets = hn::Set(d, b.resets[j + 1]);
-    for (int64_t i = 0; i < b.ldm; i += kLanes) {
-      VF e = hn::Zero(d);
-      if (i < l && i + kLanes > first) {
-        const VF at = hn::Add(lanes, hn::Set(d, static_cast<float>(i)));
-        e = hn::IfThenElseZero(hn::And(hn::Ge(at, begin), hn::Lt(at, end)),
-                               decay_since(b, i + entry, hi, lo, resets));
-      }
-      hn::StoreU(e, d, row + i);
+  const VF end = hn::Set(d, static_cast<float>(l)), one = hn::Set(d, 1), zero = hn::Zero(d);
+  for (int64_t i = 0; i < b.ldm; i += kLanes) {
+    const VF row = hn::Iota(d, static_cast<float>(i));
+    VF product = zero;
+    for (int64_t j = l - 1; j >= 0; --j) {
+      // A row that reads before its decay sees what the row above it sees after.
+      const VF first = hn::Set(d, static_cast<float>(before ? j + 1 : j));
+      if (j + 1 < l) product = hn::Mul(product, hn::Set(d, b.a_token[j + 1]));
+      product = hn::IfThenElse(hn::Eq(row, first), one, product);
+      const auto inside = hn::Lt(row, end);
+      const auto met = strict && !before ? hn::And(inside, hn::Gt(row, first)) : inside;
+      hn::StoreU(hn::IfThenElseZero(met, product), d, weight + j * b.ldm + i);
     }
   }
 }
@@ -276,6 +284,10 @@ HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF 
     b.sum_hi[i + 1] = static_cast<float>(sum);
     b.sum_lo[i + 1] = static_cast<float>(sum - b.sum_hi[i + 1]);
     b.resets[i + 1] = resets;
+    b.a_token[i] = log_decay;
+  }
+  for (int64_t i = 0; i < l; i += kLanes) {
+    hn::StoreU(exp_of(hn::LoadU(d, b.a_token + i)), d, b.a_token + i);
   }
   const VF zero = hn::Zero(d), hi = hn::Set(d, b.sum_hi[l]), lo = hn::Set(d, b.sum_lo[l]);
   const VF all = hn::Set(d, resets), huge = hn::Set(d, 1e30f);
@@ -471,7 +483,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   }
   if (b.channel) load(s.log_decay, b.dk, 1, b.log_decay, b.ldk);
   // The products with the state that are to come.
-  b.fetch.spread((state_only ? 1 : 2) * l * b.dk * b.ldv / kLanes);
+  b.fetch.spread(l * b.dk * b.ldv / kLanes);
   if (b.channel) {
     channel_factors(b, l);
     if (b.correct) {
@@ -495,13 +507,19 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
     }
     if (s.decay != Decay::kNone) {
       float read = 1, write = 1;
+      const float* reading = b.from_start + (b.before ? 0 : 1);
       if (b.stored != nullptr) {
         read = static_cast<float>(b.stored->scale);
         b.stored->decay(b.factors_now->total, StoredState::kRoom);
         write = static_cast<float>(1 / b.stored->scale);
+        for (int64_t i = 0; i < l; i += kLanes) {
+          hn::StoreU(hn::Mul(hn::LoadU(d, reading + i), hn::Set(d, read)), d, b.read_factor + i);
+        }
+      } else if (!state_only) {
+        scale_rows(b.q, reading, 1, l, b.ldk, b.qe);
       }
-      scale_rows(b.q, b.from_start + (b.before ? 0 : 1), read, l, b.ldk, b.qe);
-      scale_rows(b.k, b.to_end, write, l, b.ldk, b.ke);
+      b.write = write;
+      if (!b.values_decay()) scale_rows(b.k, b.to_end, write, l, b.ldk, b.ke);
       if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), read, l, b.ldk, b.ce);
       if (b.general) scale_rows(b.p, b.to_end, write, l, b.ldk, b.pe);
     }
@@ -600,7 +618,17 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
   const DF d;
   VF acc[M][N];
   set_zero(acc);
-  multiply_add(0, b.dk, b.qe + m0 * b.ldk, b.ldk, 1, state + n0, b.lds, acc);
+  if (b.read_factor != nullptr) {
+    multiply_add(0, b.dk, b.q + m0 * b.ldk, b.ldk, 1, state + n0, b.lds, acc);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const VF factor = hn::Set(d, b.read_factor[m0 + m]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = hn::Mul(acc[m][n], factor);
+    }
+  } else {
+    multiply_add(0, b.dk, b.qe + m0 * b.ldk, b.ldk, 1, state + n0, b.lds, acc);
+  }
   const int64_t pairs = std::min(b.length, m0 + M);  // a row meets no later column
   const float* written = b.general ? b.v : b.w;
   multiply_add(0, pairs, b.mqk + m0, 1, b.ldm, written + n0, b.ldv, acc);
@@ -626,7 +654,6 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
     int64_t m0 = 0;
     for (; m0 + kTile <= b.length; m0 += kTile) {
       read_tile<kTile, kVectors>(b, state, bonus, m0, n0, out);
-      b.fetch.advance(kTile * kVectors * b.dk);
     }
     for (; m0 < b.length; ++m0) read_tile<1, kVectors>(b, state, bonus, m0, n0, out);
   });
@@ -642,8 +669,13 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
 // The state at the block's end, in place.
 [[maybe_unused]] static HWY_NOINLINE void advance_state(const Block& b, const Start& start,
                                                         float* state) {
-  product(b.dk, b.dv, b.length, {b.ke, 1, b.ldk}, b.general ? b.v : b.w, b.ldv, state, b.lds, start,
-          Shape::kFull, &b.fetch);
+  const float* written = b.general ? b.v : b.w;
+  if (b.values_decay()) {
+    scale_rows(written, b.to_end, b.write, b.length, b.ldv, b.we);
+    written = b.we;
+  }
+  product(b.dk, b.dv, b.length, {b.values_decay() ? b.k : b.ke, 1, b.ldk}, written, b.ldv, state,
+          b.lds, start, Shape::kFull, &b.fetch);
   if (b.general) {
     product(b.dk, b.dv, b.length, {b.pe, 1, b.ldk}, b.x, b.ldv, state, b.lds, Init::kAdd);
   }
