@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "heed/scan.h"
+#include "kernel/parallel.h"
 #include "kernel/scan_helper.h"
 
 namespace heed::kernel::test {
@@ -54,6 +55,29 @@ TEST(ScanCApi, ForwardAndStep) {
             HEED_INVALID_ARGUMENT);
   EXPECT_EQ(heed_scan_forward(nullptr, &options, nullptr, nullptr, 0, nullptr, 0),
             HEED_INVALID_ARGUMENT);
+}
+
+TEST(ScanCApi, WorkspaceOfSeveralThreads) {  // exactly as large as was asked for, at any address
+  ScanCase c;
+  c.heads = 5;
+  ScanRun run(c), same(c);
+  heed_scan_tensors tensors = tensors_of(run);
+  heed_scan_options options;
+  heed_scan_options_init(&options);
+  options.scale = same.args().scale;
+  char message[200];
+  const int64_t bytes = heed_scan_workspace(&tensors, &options, 3, 0, message, sizeof(message));
+  ASSERT_GT(bytes, 0) << message;
+  std::vector<char> workspace(bytes + 2, 0x7f);
+  ThreadPool threads(3);
+  ASSERT_EQ(heed_scan_forward(&tensors, &options, threads.parallel(), workspace.data() + 1, bytes,
+                              message, sizeof(message)),
+            HEED_OK)
+      << message;
+  EXPECT_EQ(workspace.front(), 0x7f);
+  EXPECT_EQ(workspace.back(), 0x7f);
+  ASSERT_EQ(scan_forward(same.args(), nullptr), HEED_OK);
+  EXPECT_EQ(run.out.bytes, same.out.bytes);
 }
 
 TEST(ScanTargets, EveryInstructionSetEqualsTheReference) {

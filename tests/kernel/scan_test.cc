@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
 
 #include "kernel/parallel.h"
 #include "kernel/scan_helper.h"
@@ -156,16 +157,18 @@ TEST(ScanForward, NoTokensLeaveTheState) {
 TEST(ScanForward, ThreadsChangeNoBit) {
   for_every_option([&](ScanCase c) {
     c.heads = 1;
-    c.dk = 40;
-    c.dv = 120;
-    ScanRun one(c);
-    ASSERT_EQ(scan_forward(one.args(), nullptr), HEED_OK);
-    for (int32_t count : {2, 3, 5, 16}) {
-      ThreadPool threads(count);
-      ScanRun many(c);
-      ASSERT_EQ(scan_forward(many.args(), threads.parallel()), HEED_OK);
-      EXPECT_EQ(one.out.bytes, many.out.bytes) << c.name() << " threads " << count;
-      EXPECT_EQ(one.final_state.bytes, many.final_state.bytes) << c.name();
+    for (const auto& [dk, dv] : {std::pair{40, 120}, {120, 72}}) {
+      c.dk = dk;
+      c.dv = dv;
+      ScanRun one(c);
+      ASSERT_EQ(scan_forward(one.args(), nullptr), HEED_OK);
+      for (int32_t count : {2, 3, 5, 16}) {
+        ThreadPool threads(count);
+        ScanRun many(c);
+        ASSERT_EQ(scan_forward(many.args(), threads.parallel()), HEED_OK);
+        EXPECT_EQ(one.out.bytes, many.out.bytes) << c.name() << " threads " << count;
+        EXPECT_EQ(one.final_state.bytes, many.final_state.bytes) << c.name();
+      }
     }
   });
 }
