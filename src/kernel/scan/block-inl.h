@@ -92,7 +92,7 @@ struct Block {
   float *log_decay, *hi, *lo, *a;  // per channel [block + 4, ldk]
   float* running;                  // per channel: a row of scratch, [ldk]
   float *mqk, *mck, *mqp, *mcp;    // [block, ldm], transposed
-  float* pairs;                    // q_i . k_j before its weight, likewise
+  float* pairs;                    // of shared rows: q_i . k_j before its weight, likewise
   float *v, *x, *w, *o;            // [block + 4, ldv]
   float *beta, *own, *bonus;       // [block], [block], [ldk]
   float* a_token;                  // e^{log decay}, where it is one for all channels: [block]
@@ -183,7 +183,7 @@ struct Block {
     mck = when(correct, square);
     mqp = when(general, square);
     mcp = when(general, square);
-    pairs = when(!channel, square);
+    pairs = when(shared, square);
     v = arena.take(values);
     x = when(correct, values);
     w = general || !correct ? (general ? x : v) : arena.take(values);
@@ -396,11 +396,12 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   }
 }
 
-// m(j, i) = column_j . row_i for pairs i >= j (and a few more), a few columns by four rows at a
-// time in registers. Both tiles have readable rows behind the last, and m has
-// room for their pairs.
+// m(j, i) = column_j . row_i, times weight(j, i) if there is one, for pairs i >= j and a few more:
+// a few columns by four rows at a time in registers. What is left out of m is 0 and stays so. Both
+// tiles have readable rows behind the last, and m has room for their pairs.
 [[maybe_unused]] static HWY_NOINLINE void dot_pairs(const Block& b, int64_t l, const float* row,
-                                                    const float* column, float* m) {
+                                                    const float* column, const float* weight,
+                                                    float* m) {
   const DF d;
   constexpr int kColumns = kLanes >= 16 ? 4 : 2;  // as registers allow
   const int64_t ld = b.ldk;
@@ -421,8 +422,9 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
       }
 #pragma GCC unroll 4
       for (int j = 0; j < kColumns; ++j) {
-        float* at = m + (j0 + j) * b.ldm + i0;
-        store_sums(acc[j][0], acc[j][1], acc[j][2], acc[j][3], at);
+        const int64_t at = (j0 + j) * b.ldm + i0;
+        store_sums(acc[j][0], acc[j][1], acc[j][2], acc[j][3], m + at,
+                   weight == nullptr ? nullptr : weight + at);
       }
     }
   }
@@ -523,19 +525,16 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
       if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), read, l, b.ldk, b.ce);
       if (b.general) scale_rows(b.p, b.to_end, write, l, b.ldk, b.pe);
     }
-    const auto pairs = [&](const float* row, const float* column, const float* weight, float* m)
-                           HWY_ATTR {
-                             dot_pairs(b, l, row, column, m);
-                             weigh_pairs(b, l, m, weight, m);
-                           };
-    if (!state_only) {
-      if (!same) dot_pairs(b, l, b.q, b.k, b.pairs);
+    if (!state_only && b.shared) {  // other heads weigh the same pairs otherwise
+      if (!same) dot_pairs(b, l, b.q, b.k, nullptr, b.pairs);
       weigh_pairs(b, l, b.pairs, b.weight_q, b.mqk);
-      if (b.general) pairs(b.q, b.p, b.weight_q, b.mqp);
+    } else if (!state_only) {
+      dot_pairs(b, l, b.q, b.k, b.weight_q, b.mqk);
+      if (b.general) dot_pairs(b, l, b.q, b.p, b.weight_q, b.mqp);
     }
     if (b.correct) {
-      pairs(b.c, b.k, b.weight_c, b.mck);
-      if (b.general) pairs(b.c, b.p, b.weight_c, b.mcp);
+      dot_pairs(b, l, b.c, b.k, b.weight_c, b.mck);
+      if (b.general) dot_pairs(b, l, b.c, b.p, b.weight_c, b.mcp);
     }
   }
   if (s.bonus && !state_only) {

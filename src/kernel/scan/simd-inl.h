@@ -384,9 +384,12 @@ HWY_INLINE VF exp_of(VF x) {
 }
 
 #if HWY_TARGET == HWY_SCALAR
-HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to) {
+HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to, const float* factors = nullptr) {
   int i = 0;
-  for (const VF x : {a, b, c, e}) to[i++] = hn::GetLane(x);
+  for (const VF x : {a, b, c, e}) {
+    to[i] = hn::GetLane(x) * (factors == nullptr ? 1 : factors[i]);
+    ++i;
+  }
 }
 #else
 // The sum of the 128-bit parts of a vector.
@@ -400,8 +403,8 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> fold_to_four(D d, hn::Vec<D> x) {
   }
 }
 
-// The sums of four vectors, as four floats to `to`.
-HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to) {
+// The sums of four vectors, times four factors if there are any, as four floats to `to`.
+HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to, const float* factors = nullptr) {
   const DF d;
   const hn::Repartition<double, DF> dd;
   const auto ab =
@@ -411,7 +414,9 @@ HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to) {
   const VF sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)),
                           hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)));
   const hn::FixedTag<float, 4> d4;
-  hn::StoreU(fold_to_four(d, sums), d4, to);
+  auto four = fold_to_four(d, sums);
+  if (factors != nullptr) four = hn::Mul(four, hn::LoadU(d4, factors));
+  hn::StoreU(four, d4, to);
 }
 #endif
 
