@@ -60,59 +60,51 @@ struct Matrix {  // A(m, k) = data[m * row + k * col]
 };
 
 // Rows of memory to fetch into the cache early. A processor has a few dozen misses under way at
-// most and stands still when more are asked for: lines are asked for one by one, as the work of
+// most and stands still when more are asked for: rows are asked for one by one, as the work of
 // products that have no use for the memory goes on.
 struct Fetch {
   struct Rows {
     const char* data;
     int64_t stride, count, bytes;  // bytes between rows, rows, bytes a row
     bool write;
+    int64_t cost;  // work a row
+
+    int64_t lines() const { return (bytes + 63) / 64; }
   };
   static constexpr int kMost = 7;  // q, k, v, p, r, decay, out
   Rows list[kMost];
   int count = 0, next = 0;
-  int64_t row = 0;                               // of list[next]
-  const char *at = nullptr, *row_end = nullptr;  // what is left of it
-  int64_t lines = 0;                             // of all
-  int64_t cost = 1, unused = 0;                  // work a line, and work that asked for none yet
+  int64_t row = 0;     // of list[next]
+  int64_t unused = 0;  // work that asked for none yet
 
-  void clear() { count = 0, lines = 0; }
+  void clear() { count = 0, next = 0; }
   void add(const char* data, int64_t stride, int64_t rows, int64_t bytes, bool write = false) {
-    if (rows <= 0) return;
-    list[count++] = {data, stride, rows, bytes, write};
-    lines += rows * ((bytes + 63) / 64);
+    if (rows > 0) list[count++] = {data, stride, rows, bytes, write, 0};
   }
   // So much work is to come: the lines are spread over it.
   void spread(int64_t work) {
-    cost = std::max<int64_t>(1, work / std::max<int64_t>(1, lines));
+    int64_t lines = 0;
+    for (int i = 0; i < count; ++i) lines += list[i].count * list[i].lines();
+    const int64_t a_line = work / std::max<int64_t>(1, lines);
+    for (int i = 0; i < count; ++i) list[i].cost = list[i].lines() * a_line;
     unused = 0, next = 0, row = 0;
-    start_row();
   }
   void advance(int64_t work) {
     int64_t left = unused + work;
-    const int64_t step = cost;
-    while (left >= step && next < count) {
-      const char* line = at;
-      const char* const end = row_end;
+    while (next < count && left >= list[next].cost) {
+      const Rows& rows = list[next];
+      const char* line = rows.data + row * rows.stride;
+      const char* const end = line + rows.bytes;
       // Into the second level: the first has fewer misses under way at once, and no room.
-      if (list[next].write) {
-        for (; line < end && left >= step; line += 64, left -= step) __builtin_prefetch(line, 1, 2);
+      if (rows.write) {
+        for (; line < end; line += 64) __builtin_prefetch(line, 1, 2);
       } else {
-        for (; line < end && left >= step; line += 64, left -= step) __builtin_prefetch(line, 0, 2);
+        for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
       }
-      at = line;
-      if (line < end) break;
-      if (++row == list[next].count) row = 0, ++next;
-      start_row();
+      left -= rows.cost;
+      if (++row == rows.count) row = 0, ++next;
     }
     unused = left;
-  }
-
- private:
-  void start_row() {
-    if (next == count) return;
-    at = list[next].data + row * list[next].stride;
-    row_end = at + list[next].bytes;
   }
 };
 
