@@ -14,7 +14,7 @@ constexpr Decay kDecays[] = {Decay::kNone, Decay::kHead, Decay::kToken, Decay::k
 constexpr Correction kCorrections[] = {Correction::kNone, Correction::kDelta, Correction::kGeneral};
 constexpr Read kReads[] = {Read::kAfter, Read::kBefore};
 
-void expect_forward(ScanCase c, double out_bound, double state_bound,
+void expect_forward(const ScanCase& c, double out_bound, double state_bound,
                     const heed_parallel* parallel = nullptr) {
   ScanRun run(c);
   ASSERT_EQ(scan_reference(run.reference_args()), HEED_OK) << scan_message();

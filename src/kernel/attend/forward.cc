@@ -62,7 +62,8 @@ int64_t floats_a_part(const AttendTable& table, const ForwardUnit& unit) {
 // Work of a unit's keys, in multiply-adds times a constant: products for every row, and reading or
 // packing the keys once.
 double cost_of_keys(const AttendTable& table, const ForwardUnit& unit, int64_t keys) {
-  const double rows = static_cast<double>((rows_of(table, unit) + kGroup - 1) / kGroup * kGroup);
+  const int64_t whole = (rows_of(table, unit) + kGroup - 1) / kGroup * kGroup;
+  const double rows = static_cast<double>(whole);
   return static_cast<double>(keys) * (rows + 20) * (table.head_dim + table.value_dim);
 }
 

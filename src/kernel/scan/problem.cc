@@ -119,7 +119,7 @@ heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
     for (int64_t i = 0; i < n; ++i) {
       if (args.cu_seqlens[i + 1] < args.cu_seqlens[i]) {
         return scan_fail(HEED_INVALID_ARGUMENT, "scan: cu_seqlens decreases at entry %lld",
-                         static_cast<long long>(i + 1));
+                         static_cast<long long>(i) + 1);
       }
     }
     p.sequences = n;
