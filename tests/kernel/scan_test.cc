@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "kernel/parallel.h"
@@ -128,6 +129,28 @@ TEST(ScanForward, LongDelta) {
     expect_forward(c, 2e-6, 2e-6);
     c.decay = Decay::kChannel;
     expect_forward(c, 2e-6, 2e-6);
+  }
+}
+
+TEST(ScanForward, NanDecayIsSeenFromItsTokenOn) {
+  for (Decay decay : {Decay::kToken, Decay::kChannel}) {
+    ScanCase c;
+    c.decay = decay;
+    c.heads = 1;
+    ScanRun clean(c), run(c);
+    const int64_t token = 21, a_token = run.log_decay.count() / c.time;
+    for (int64_t i = 0; i < a_token; ++i) {
+      run.log_decay.set(token * a_token + i, std::numeric_limits<double>::quiet_NaN());
+    }
+    ASSERT_EQ(scan_forward(clean.args(), nullptr), HEED_OK);
+    ASSERT_EQ(scan_forward(run.args(), nullptr), HEED_OK);
+    for (int64_t i = 0; i < c.time * c.dv; ++i) {
+      if (i / c.dv < token) {
+        EXPECT_EQ(run.out.at(i), clean.out.at(i)) << c.name() << " token " << i / c.dv;
+      } else {
+        EXPECT_TRUE(std::isnan(run.out.at(i))) << c.name() << " token " << i / c.dv;
+      }
+    }
   }
 }
 

@@ -15,9 +15,10 @@
 // Blocks have 16 tokens at most: on a CPU the pairwise work, which grows with the block, costs more
 // than passing over the state again. Decays per channel: E is applied by multiplying a running row
 // by exp(log_decay), and the sums run from one end of the block only, never as differences, so -inf
-// gives an exact 0 and float32 keeps its relative precision. Scalar decays: sums in float64,
-// differences masked by the number of resets so far. A whole block's decay is kept as two floats
-// (see Init::kDecay).
+// gives an exact 0 and float32 keeps its relative precision; a whole block's decay is two floats
+// (Init::kDecay). Scalar decays: sums in float64, kept as two floats, their differences masked by
+// the number of resets so far; a whole block's decay goes into a scale beside the state
+// (StoredState).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -259,8 +260,8 @@ HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF 
       if (j + 1 < l) product = hn::Mul(product, hn::Set(d, b.a_token[j + 1]));
       product = hn::IfThenElse(hn::Eq(row, first), one, product);
       const auto inside = hn::Lt(row, end);
-      const auto met = strict && !before ? hn::And(inside, hn::Gt(row, first)) : inside;
-      hn::StoreU(hn::IfThenElseZero(met, product), d, weight + j * b.ldm + i);
+      const auto met = strict && !before ? hn::Gt(row, first) : hn::Ge(row, first);
+      hn::StoreU(hn::IfThenElseZero(hn::And(met, inside), product), d, weight + j * b.ldm + i);
     }
   }
 }

@@ -248,7 +248,8 @@ struct TwoFloats {
 HWY_INLINE TwoFloats exp_two(VF x) {
   const DF d;
   const hn::RebindToSigned<DF> di;
-  const VF n = hn::Round(hn::Mul(hn::Max(x, hn::Set(d, -88.0f)), hn::Set(d, 1.44269504f)));
+  // The second argument of Max is the one that lets NaN through on x86.
+  const VF n = hn::Round(hn::Mul(hn::Max(hn::Set(d, -88.0f), x), hn::Set(d, 1.44269504f)));
   VF r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);
   r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), r);
   VF y = hn::Set(d, 1.9875691500e-4f);  // exp(r) - 1 - r - r^2/2 ... (Cephes expf)
