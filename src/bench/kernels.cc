@@ -14,8 +14,8 @@ namespace heed::bench {
 namespace {
 
 // The C library hands large blocks back to the system when they are freed and gets them again page
-// by page, or does not, by what the process has allocated before: up to a third of a short call's
-// time for whoever is timed, and for one peer more than for the other. Here all of them find the
+// by page, or does not, by what the process has allocated before: up to a quarter of a short call's
+// time for whoever is timed, and for one contender more than for another. Here all of them find the
 // memory that they freed.
 void keep_freed_memory() {
   mallopt(M_MMAP_MAX, 0);

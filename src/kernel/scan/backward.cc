@@ -263,9 +263,10 @@ HWY_NOINLINE void through_factor(const Block& b, const float* tile, bool row, in
 HWY_NOINLINE void carried_decay_grads(const Block& b, const float* state, const float* grad_state,
                                       BlockGrads& g) {
   float sum = 0;
+  const float total = static_cast<float>(b.factors_now->total);
   for (int64_t i = 0; i < b.dk; ++i) {
-    const float carried =
-        row_dot(state + i * b.lds, grad_state + i * b.lds, b.ldv) * (b.decay_hi[i] + b.decay_lo[i]);
+    const float decay = b.channel ? b.decay_hi[i] + b.decay_lo[i] : total;
+    const float carried = row_dot(state + i * b.lds, grad_state + i * b.lds, b.ldv) * decay;
     sum += carried;
     if (b.channel) {
       for (int64_t t = 0; t < b.length; ++t) g.decay[t * b.ldk + i] += carried;

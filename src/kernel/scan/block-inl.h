@@ -106,15 +106,15 @@ struct Block {
   struct Factors {
     int64_t length = 0;          // of the block that they were computed for
     float *from_start, *to_end;  // e^{b_i}, row i + 1 (row 0: 1); e^{b_L - b_j}
-    float *decay_hi, *decay_lo;  // e^{b_L} per row of the state
+    float *decay_hi, *decay_lo;  // e^{b_L} per row of the state, where it differs
     double total = 1;            // e^{b_L}, where it is one for all rows
     float *weight_q, *weight_c;  // E with its mask, [block, ldm]
   };
-  // The scales of states that take their decays late, by head of the task; absent where states take
-  // them at once.
+  // How the current head's state is kept where it takes its decays late (forward); absent where it
+  // takes them at once.
   StoredState* stored = nullptr;
 
-  // Then the factors of one decay for all channels wait as well, for whatever has fewer numbers:
+  // With `stored` the factors of one decay for all channels go to whatever has fewer numbers:
   // row i of what q reads is multiplied by read_factor[i]; and where values are narrower than keys,
   // they decay to the end of the block (into `we`) in place of the keys.
   float *read_factor, *we;
@@ -173,8 +173,8 @@ struct Block {
       Factors& f = factors[i];
       f.from_start = channel ? arena.take(keys) : arena.take(rows);
       f.to_end = channel ? arena.take(keys) : arena.take(rows);
-      f.decay_hi = arena.take(ldk);
-      f.decay_lo = arena.take(ldk);
+      f.decay_hi = when(channel, ldk);
+      f.decay_lo = when(channel, ldk);
       f.weight_q = when(!channel, square);
       f.weight_c = when(!channel && correct, square);
     }
@@ -266,7 +266,7 @@ HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF 
   }
 }
 
-// Sums and factors of one decay per token (or none): fills the sums, from_start, to_end, decay.
+// Sums and factors of one decay per token (or none): fills the sums, from_start, to_end, total.
 [[maybe_unused]] static HWY_NOINLINE void scalar_factors(const ScanProblem& s, const Block& b,
                                                          int64_t batch, int64_t t, int64_t h,
                                                          int64_t l) {
@@ -300,9 +300,6 @@ HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF 
     hn::StoreU(exp_of(hn::NegMulAdd(crossed, huge, left)), d, b.to_end + i);
   }
   b.factors_now->total = resets > 0 ? 0.0 : std::exp(sum);
-  const float total = static_cast<float>(b.factors_now->total);
-  std::fill_n(b.decay_hi, b.ldk, total);
-  std::fill_n(b.decay_lo, b.ldk, static_cast<float>(b.factors_now->total - total));
 }
 
 // Row i times factor[i] and `scale`.

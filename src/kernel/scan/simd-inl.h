@@ -177,9 +177,10 @@ HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, in
                            start.init, start.hi + own, start.lo + own);
     if (fetch != nullptr) fetch->advance(kTile * N * (k1 - k0));
   };
+  constexpr int kTall = kRows<N>;
   int64_t m0 = 0;
-  for (; m0 + kRows<N> <= m; m0 += kRows<N>) tile(m0, std::integral_constant<int, kRows<N>>());
-  if (kRows < N >> 4 && m0 + 4 <= m) {
+  for (; m0 + kTall <= m; m0 += kTall) tile(m0, std::integral_constant<int, kTall>());
+  if (kTall > 4 && m0 + 4 <= m) {
     tile(m0, std::integral_constant<int, 4>());
     m0 += 4;
   }
@@ -387,7 +388,7 @@ HWY_INLINE void store_sums(VF a, VF b, VF c, VF e, float* to, const float* facto
 #else
 // The sum of the 128-bit parts of a vector.
 template <class D>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> fold_to_four(D d, hn::Vec<D> x) {
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4> > fold_to_four(D d, hn::Vec<D> x) {
   if constexpr (hn::MaxLanes(D()) == 4) {
     return x;
   } else {
