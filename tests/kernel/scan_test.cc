@@ -116,6 +116,29 @@ TEST(ScanForward, LongWithSlowDecay) {  // rounded factors of a slow, constant d
   }
 }
 
+TEST(ScanForward, LongMemory) {  // what every token rounds must not add up
+  for (Decay decay : {Decay::kNone, Decay::kHead, Decay::kToken, Decay::kChannel}) {
+    for (Read read : kReads) {
+      ScanCase c;
+      c.decay = decay;
+      c.read = read;
+      c.time = 40000;
+      c.heads = 1;
+      c.batch = 1;
+      c.dk = 9;
+      c.dv = 21;
+      ScanRun run(c);
+      for (int64_t i = 0; i < run.log_decay.count(); ++i) {
+        run.log_decay.set(i, i == 30000 ? -7.0 : -1e-6);
+      }
+      ASSERT_EQ(scan_reference(run.reference_args()), HEED_OK);
+      ASSERT_EQ(scan_forward(run.args(), nullptr), HEED_OK);
+      EXPECT_LE(relative_error(run.out.values(), run.out64.values()), 2e-6) << c.name();
+      EXPECT_LE(relative_error(run.final_state.values(), run.final64.values()), 2e-6) << c.name();
+    }
+  }
+}
+
 TEST(ScanForward, LongDelta) {
   for (float beta : {1.0f, 2.0f}) {
     ScanCase c;

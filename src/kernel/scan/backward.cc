@@ -107,7 +107,7 @@ HWY_NOINLINE void value_grads(const Block& b, const float* grad_state, BlockGrad
   auto from_reads_and_end = [&](const float* m, const float* key, float* to) {
     product(l, b.dv, l, {m, b.ldm, 1}, g.o, b.ldv, to, b.ldv, Init::kZero, Shape::kUpper);
     product(l, b.dv, b.dk, {key, b.ldk, 1}, grad_state, b.lds, to, b.ldv, Init::kAdd, Shape::kFull,
-            &b.fetch);
+            &b.tokens.fetch);
   };
   from_reads_and_end(b.mqk, b.ke, g.v);
   if (!b.correct) return;
@@ -363,7 +363,7 @@ HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float*
 
   g.stored.decay(b.factors_now->total, StoredState::kNone);
   product(b.dk, b.dv, l, {b.qe, 1, b.ldk}, g.o, b.ldv, grad_state, b.lds,
-          decayed(b, decays, g.stored), Shape::kFull, &b.fetch);
+          decayed(b, decays, g.stored), Shape::kFull, &b.tokens.fetch);
   if (b.correct) {
     product(b.dk, b.dv, l, {b.ce, 1, b.ldk}, g.x, b.ldv, grad_state, b.lds, Init::kAdd);
   }
@@ -391,8 +391,8 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
   const auto span = s.span(n);
   const int64_t blocks = (span.length + b.block - 1) / b.block;
   const int64_t segments = (blocks + per_segment - 1) / per_segment;
-  b.fetch_begin = span.begin;
-  b.fetch_end = span.begin + span.length;
+  b.tokens.first = span.begin;
+  b.tokens.last = span.begin + span.length;
   // Key gradients are turned over whole padded rows.
   std::fill_n(g.turned_key, b.ldk * b.ldm, 0.0f);
   std::fill_n(kept.bonus, b.ldk, 0.0);
@@ -401,7 +401,7 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
 
   auto length_of = [&](int64_t block) { return std::min(b.block, span.length - block * b.block); };
   auto step_state = [&](int64_t block) HWY_ATTR {
-    b.ahead = b.block;
+    b.tokens.ahead = b.block;
     prepare_block(s, b, span.b, span.begin + block * b.block, h, length_of(block), columns, true);
     correct_values(b, kept.state);
     stored.decay(b.factors_now->total, StoredState::kNone);
@@ -425,7 +425,7 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
     for (int64_t block = last - 1; block >= first; --block) {
       const float* state = kept.inside + (block - first) * size;
       const int64_t t = span.begin + block * b.block, l = length_of(block);
-      b.ahead = -b.block;
+      b.tokens.ahead = -b.block;
       prepare_block(s, b, span.b, t, h, l, columns);
       correct_values(b, state);
       for (int64_t i = 0; i < l; ++i) {
@@ -460,7 +460,8 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
       }
     }
   }
-  store_state(kept.grad_state, 1, b, n, h, columns, out.initial_state);
+  const float one = 1;
+  store_state(kept.grad_state, &one, 0, b, n, h, columns, out.initial_state);
   *head_decay = decay_sum;
   std::copy_n(kept.bonus, b.dk, bonus);
 }

@@ -34,26 +34,10 @@
 #define HEED_SCAN_BLOCK_INL_H_
 #endif
 
-#include "kernel/scan/simd-inl.h"
+#include "kernel/scan/token-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
-
-// Hands out 64-byte aligned pieces of one buffer; with base == nullptr it only counts.
-class Arena {
- public:
-  explicit Arena(float* base) : base_(base) {}
-  float* take(int64_t floats) {
-    float* piece = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += pad_to(floats, 16);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  float* base_;
-  int64_t used_ = 0;
-};
 
 // With one decay for all channels a state is kept as a scale times what is stored: a decay changes
 // the scale, reads multiply their queries by it, and writes divide their keys. Only a scale outside
@@ -75,25 +59,19 @@ struct StoredState {
   Start start() const { return factor == 1 ? Start(Init::kAdd) : Start(Init::kScale, &factor); }
 };
 
-struct Block {
+struct Block : StateShape {
   // Sizes: `block` tokens at most, ldk and ldv row strides of key and value tiles, ldm of the
-  // pairwise matrices (transposed: row j, column i), lds of states (an odd number of cache lines).
-  int64_t block, dk, dv, ldk, ldv, ldm, lds;
+  // pairwise matrices (transposed: row j, column i).
+  int64_t block, ldk, ldm;
   bool channel, correct, general, before;
-  bool shared;  // all heads of a sequence have one q and one k (Mamba-2's C and B)
 
-  int64_t length = 0;              // tokens in the current block
-  int64_t batch = -1, begin = -1;  // where it lies; -1: not all of it was loaded
-  // Tokens this many rows on are fetched into the cache early, within [fetch_begin, fetch_end):
-  // rows of one head are far apart in memory, further than the processor looks ahead by itself.
-  int64_t ahead = 0, fetch_begin = 0, fetch_end = 0;
-  mutable Fetch fetch;             // those of the next block: products with the state ask for them
+  int64_t length = 0;  // tokens in the current block
+  TokenReader tokens;
   float *q, *k, *c, *p;            // rows [block + 4, ldk]; q holds scale q
   float *qe, *ke, *ce, *pe;        // with decays (the same tiles where there are none)
   float *log_decay, *hi, *lo, *a;  // per channel [block + 4, ldk]
   float* running;                  // per channel: a row of scratch, [ldk]
   float *mqk, *mck, *mqp, *mcp;    // [block, ldm], transposed
-  float* pairs;                    // of shared rows: q_i . k_j before its weight, likewise
   float *v, *x, *w, *o;            // [block + 4, ldv]
   float *beta, *own, *bonus;       // [block], [block], [ldk]
   float* a_token;                  // e^{log decay}, where it is one for all channels: [block]
@@ -139,19 +117,15 @@ struct Block {
 
   static int64_t most(const ScanProblem& s) { return std::min<int64_t>(s.chunk, 16); }
 
-  Block(const ScanProblem& s, int64_t width, int64_t heads, Arena& arena) {
+  Block(const ScanProblem& s, int64_t width, int64_t heads, Arena& arena)
+      : StateShape(s.dk, width) {
     block = most(s);
-    dk = s.dk;
-    dv = width;
     ldk = pad_to(dk, 16);
-    ldv = pad_to(dv, 16);
     ldm = pad_to(block + 4, 16);
-    lds = ldv % 32 == 0 ? ldv + 16 : ldv;
     channel = s.decay == Decay::kChannel;
     correct = s.correction != Correction::kNone;
     general = s.correction == Correction::kGeneral;
     before = s.read_before();
-    shared = !channel && !correct && s.q.h == 0 && s.k.h == 0;
     const int64_t rows = block + 4, keys = rows * ldk, values = rows * ldv,
                   square = (block + 4) * ldm;
     auto when = [&](bool used, int64_t floats) { return used ? arena.take(floats) : nullptr; };
@@ -184,7 +158,6 @@ struct Block {
     mck = when(correct, square);
     mqp = when(general, square);
     mcp = when(general, square);
-    pairs = when(shared, square);
     v = arena.take(values);
     x = when(correct, values);
     w = general || !correct ? (general ? x : v) : arena.take(values);
@@ -198,43 +171,6 @@ struct Block {
     for (float** each : {&sum_hi, &sum_lo, &resets}) *each = arena.take(rows + 2 * 16);
   }
 };
-
-// State rows to and from a tile with row stride lds.
-[[maybe_unused]] static HWY_NOINLINE void load_state(const ScanTensor& s, int64_t n, int64_t h,
-                                                     ScanColumns columns, const Block& b,
-                                                     float* state) {
-  for (int64_t d = 0; d < b.dk; ++d) {
-    float* row = state + d * b.lds;
-    if (s) {
-      const float* from =
-          reinterpret_cast<const float*>(s.data) + n * s.b + h * s.t + d * s.h + columns.begin;
-      load_row(reinterpret_cast<const char*>(from), HEED_FLOAT32, b.dv, 1, row);
-    } else {
-      std::fill_n(row, b.ldv, 0.0f);
-    }
-  }
-}
-[[maybe_unused]] static HWY_NOINLINE void store_state(float* state, float scale, const Block& b,
-                                                      int64_t n, int64_t h, ScanColumns columns,
-                                                      const ScanTensor& s) {
-  if (!s) return;
-  for (int64_t i = 0; i < b.dk; ++i) {
-    float* row = state + i * b.lds;
-    if (scale != 1) {
-      for (int64_t e = 0; e < b.dv; ++e) row[e] *= scale;
-    }
-    float* to = reinterpret_cast<float*>(s.data) + n * s.b + h * s.t + i * s.h + columns.begin;
-    store_row(row, b.dv, reinterpret_cast<char*>(to), HEED_FLOAT32);
-  }
-}
-
-HWY_INLINE const char* token_row(const ScanTensor& x, int64_t b, int64_t t, int64_t h,
-                                 int64_t first = 0) {
-  return x.data + (b * x.b + t * x.t + h * x.h + first) * dtype_size(x.dtype);
-}
-HWY_INLINE float token_scalar(const ScanTensor& x, int64_t b, int64_t t, int64_t h) {
-  return reinterpret_cast<const float*>(x.data)[b * x.b + t * x.t + h * x.h];
-}
 
 // exp(b - from) for kLanes entries of b (see sum_hi) from the i-th on; 0 across a reset.
 HWY_INLINE VF decay_since(const Block& b, int64_t i, VF from_hi, VF from_lo, VF from_resets) {
@@ -428,20 +364,6 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   }
 }
 
-// m(j, i) = pairs(j, i) weight(j, i) for i >= j, else 0.
-[[maybe_unused]] static HWY_NOINLINE void weigh_pairs(const Block& b, int64_t l, const float* pairs,
-                                                      const float* weight, float* m) {
-  const DF d;
-  for (int64_t j = 0; j < l; ++j) {
-    const int64_t row = j * b.ldm;
-    for (int64_t i = j / kLanes * kLanes; i < l; i += kLanes) {
-      const VF product = hn::Mul(hn::LoadU(d, pairs + row + i), hn::LoadU(d, weight + row + i));
-      hn::StoreU(product, d, m + row + i);
-    }
-    std::fill_n(m + row, j, 0.0f);
-  }
-}
-
 // Loads tokens [t, t + l) and prepares everything that does not depend on the state; with
 // `state_only` it may leave out what only the outputs need.
 [[maybe_unused]] static HWY_NOINLINE void prepare_block(const ScanProblem& s, Block& b,
@@ -449,41 +371,25 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
                                                         int64_t l, ScanColumns columns,
                                                         bool state_only = false) {
   const DF d;
-  // Shared keys and queries, and their products, are still here from the head before.
-  const bool same = b.shared && b.batch == batch && b.begin == t && b.length == l && !state_only;
-  b.batch = batch;
-  b.begin = state_only ? -1 : t;
+  TokenReader& read_from = b.tokens;
+  read_from.start(batch, t, h, l);
   b.length = l;
-  const int64_t first = std::max(t + b.ahead, b.fetch_begin);
-  const int64_t count = std::min(t + b.ahead + l, b.fetch_end) - first;
-  const auto fetch = [&](const ScanTensor& x, int64_t n, int64_t column, bool write) {
-    const int64_t size = dtype_size(x.dtype);
-    b.fetch.add(token_row(x, batch, first, h, column), x.t * size, count, n * size, write);
-  };
-  const auto load = [&](const ScanTensor& x, int64_t n, float scale, float* to, int64_t ld,
-                        int64_t column = 0) {
-    load_rows(token_row(x, batch, t, h, column), x.t * dtype_size(x.dtype), x.dtype, l, n, scale,
-              to, ld);
-    fetch(x, n, column, false);
-  };
-  b.fetch.clear();
   if (!state_only) {
-    if (!same) load(s.q, b.dk, s.scale, b.q, b.ldk);
-    if (s.out) fetch(s.out, b.dv, columns.begin, true);
+    read_from.load(s.q, b.dk, s.scale, b.q, b.ldk);
+    if (s.out) read_from.fetch_ahead(s.out, b.dv, columns.begin, true);
   }
-  if (!same) load(s.k, b.dk, 1, b.k, b.ldk);
-  load(s.v, b.dv, 1, b.v, b.ldv, columns.begin);
+  read_from.load(s.k, b.dk, 1, b.k, b.ldk);
+  read_from.load(s.v, b.dv, 1, b.v, b.ldv, columns.begin);
   if (b.general) {
-    load(s.p, b.dk, 1, b.p, b.ldk);
-    load(s.r, b.dk, 1, b.c, b.ldk);
+    read_from.load(s.p, b.dk, 1, b.p, b.ldk);
+    read_from.load(s.r, b.dk, 1, b.c, b.ldk);
   } else if (b.correct) {
-    load_rows(token_row(s.k, batch, t, h), s.k.t * dtype_size(s.k.dtype), s.k.dtype, l, b.dk, -1,
-              b.c, b.ldk);
+    read_from.load_only(s.k, b.dk, -1, b.c, b.ldk);
     for (int64_t i = 0; i < l; ++i) b.beta[i] = token_scalar(s.beta, batch, t + i, h);
   }
-  if (b.channel) load(s.log_decay, b.dk, 1, b.log_decay, b.ldk);
+  if (b.channel) read_from.load(s.log_decay, b.dk, 1, b.log_decay, b.ldk);
   // The products with the state that are to come.
-  b.fetch.spread(l * b.dk * b.ldv / kLanes);
+  b.tokens.fetch.spread(l * b.dk * b.ldv / kLanes);
   if (b.channel) {
     channel_factors(b, l);
     if (b.correct) {
@@ -523,10 +429,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
       if (b.correct) scale_rows(b.c, b.from_start + (b.general ? 0 : 1), read, l, b.ldk, b.ce);
       if (b.general) scale_rows(b.p, b.to_end, write, l, b.ldk, b.pe);
     }
-    if (!state_only && b.shared) {  // other heads weigh the same pairs otherwise
-      if (!same) dot_pairs(b, l, b.q, b.k, nullptr, b.pairs);
-      weigh_pairs(b, l, b.pairs, b.weight_q, b.mqk);
-    } else if (!state_only) {
+    if (!state_only) {
       dot_pairs(b, l, b.q, b.k, b.weight_q, b.mqk);
       if (b.general) dot_pairs(b, l, b.q, b.p, b.weight_q, b.mqp);
     }
@@ -537,14 +440,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   }
   if (s.bonus && !state_only) {
     load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, b.dk, 1, b.bonus);
-    for (int64_t i = 0; i < l; ++i) {
-      VF sum = hn::Zero(d);
-      for (int64_t e = 0; e < b.ldk; e += kLanes) {
-        const VF qk = hn::Mul(hn::LoadU(d, b.q + i * b.ldk + e), hn::LoadU(d, b.k + i * b.ldk + e));
-        sum = hn::MulAdd(qk, hn::LoadU(d, b.bonus + e), sum);
-      }
-      b.own[i] = hn::GetLane(hn::SumOfLanes(d, sum));
-    }
+    own_reads(b.q, b.k, b.bonus, l, b.ldk, b.own);
   }
 }
 
@@ -602,11 +498,6 @@ HWY_INLINE void solve_panel(const Block& b, const float* m, int64_t e) {
   }
   solve(b);
 }
-
-struct Rows {
-  float* data;
-  int64_t ld;  // floats between rows
-};
 
 // M rows and N vectors of O from the state at the block's start and the corrected values.
 template <int M, int N>
@@ -672,7 +563,7 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
     written = b.we;
   }
   product(b.dk, b.dv, b.length, {b.values_decay() ? b.k : b.ke, 1, b.ldk}, written, b.ldv, state,
-          b.lds, start, Shape::kFull, &b.fetch);
+          b.lds, start, Shape::kFull, &b.tokens.fetch);
   if (b.general) {
     product(b.dk, b.dv, b.length, {b.pe, 1, b.ldk}, b.x, b.ldv, state, b.lds, Init::kAdd);
   }

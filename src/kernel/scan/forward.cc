@@ -1,7 +1,9 @@
 // scan_forward: every (sequence, few heads, block of value columns) is one task that carries its
-// states over blocks of tokens (block-inl.h). The columns of a state never meet in the recurrence,
-// so the result does not depend on how they are split over threads.
+// states over blocks of tokens: with a correction by products of matrices (block-inl.h), without
+// one as the recurrence is written (sweep-inl.h). The columns of a state never meet in the
+// recurrence, so the result does not depend on how they are split over threads.
 #include <algorithm>
+#include <cmath>
 
 #include "kernel/parallel.h"
 #include "kernel/scan/problem.h"
@@ -13,46 +15,39 @@
 #include <hwy/highway.h>
 
 #include "kernel/scan/block-inl.h"
+#include "kernel/scan/sweep-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
 
-int64_t forward_scratch(const ScanProblem& s, int64_t width, int64_t heads) {
-  Arena arena(nullptr);
-  const Block b(s, width, heads, arena);
-  arena.take(heads * b.dk * b.lds);
-  return arena.used();
-}
-
 // Heads [h0, h0 + heads) of sequence n, block of tokens by block of tokens: the rows of
 // neighbouring heads are neighbours in memory.
-void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, ScanColumns columns,
-                  float* scratch) {
-  Arena arena(scratch);
+void block_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, ScanColumns columns,
+                Arena& arena) {
   Block b(s, columns.width, heads, arena);
-  const int64_t size = b.dk * b.lds;
-  float* states = arena.take(heads * size);
+  float* states = arena.take(heads * b.floats());
+  if (states == nullptr) return;  // only counted
   StoredState stored[kScanHeads];
   const auto span = s.span(n);
   for (int64_t h = 0; h < heads; ++h) {
-    load_state(s.initial_state, n, h0 + h, columns, b, states + h * size);
+    load_state(s.initial_state, n, h0 + h, columns, b, states + h * b.floats());
   }
-  b.ahead = b.block;
-  b.fetch_begin = span.begin;
-  b.fetch_end = span.begin + span.length;
+  b.tokens.ahead = b.block;
+  b.tokens.first = span.begin;
+  b.tokens.last = span.begin + span.length;
   // Rows of whole vectors go to the caller's memory without a detour.
-  const bool whole = s.out.dtype == HEED_FLOAT32 && b.dv == b.ldv;
+  const bool direct = s.out.dtype == HEED_FLOAT32 && b.dv == b.ldv;
   for (int64_t t = 0; t < span.length; t += b.block) {
     const int64_t l = std::min(b.block, span.length - t);
     for (int64_t h = 0; h < heads; ++h) {
-      float* state = states + h * size;
+      float* state = states + h * b.floats();
       b.use_head(h);
       b.stored = &stored[h];
       prepare_block(s, b, span.b, span.begin + t, h0 + h, l, columns);
       correct_values(b, state);
       char* out =
           const_cast<char*>(token_row(s.out, span.b, span.begin + t, h0 + h, columns.begin));
-      if (whole) {
+      if (direct) {
         read_block(b, state, static_cast<bool>(s.bonus), {reinterpret_cast<float*>(out), s.out.t});
       } else {
         read_block(b, state, static_cast<bool>(s.bonus), {b.o, b.ldv});
@@ -62,9 +57,57 @@ void forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Sc
     }
   }
   for (int64_t h = 0; h < heads; ++h) {
-    store_state(states + h * size, static_cast<float>(stored[h].scale), b, n, h0 + h, columns,
+    const auto scale = static_cast<float>(stored[h].scale);
+    store_state(states + h * b.floats(), &scale, 0, b, n, h0 + h, columns, s.final_state);
+  }
+}
+
+void sweep_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, ScanColumns columns,
+                Arena& arena) {
+  const DF d;
+  Sweep b(s, columns.width, arena);
+  float* states = arena.take(heads * b.floats());
+  float* scales = arena.take(b.channel ? 2 * heads * b.ldk : 0);
+  if (states == nullptr) return;  // only counted
+  b.begin();
+  StateScale scale[kScanHeads];
+  const auto span = s.span(n);
+  for (int64_t h = 0; h < heads; ++h) {
+    load_state(s.initial_state, n, h0 + h, columns, b, states + h * b.floats());
+    if (!b.channel) continue;
+    scale[h].hi = scales + 2 * h * b.ldk;
+    scale[h].lo = scale[h].hi + b.ldk;
+    std::fill_n(scale[h].hi, 2 * b.ldk, 0.0f);
+  }
+  b.tokens.ahead = b.block;
+  b.tokens.first = span.begin;
+  b.tokens.last = span.begin + span.length;
+  for (int64_t t = 0; t < span.length; t += b.block) {
+    const int64_t l = std::min(b.block, span.length - t);
+    for (int64_t h = 0; h < heads; ++h) {
+      prepare_sweep(s, b, span.b, span.begin + t, h0 + h, l, columns, &scale[h]);
+      sweep(s, b, columns, states + h * b.floats());
+    }
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    auto one = static_cast<float>(std::exp(scale[h].sum));
+    float* factors = b.channel ? scale[h].hi : &one;
+    for (int64_t e = 0; b.channel && e < b.ldk; e += kLanes) {
+      const VF lo = hn::LoadU(d, scale[h].lo + e);
+      hn::StoreU(exp_of_sum(hn::LoadU(d, factors + e), lo), d, factors + e);
+    }
+    store_state(states + h * b.floats(), factors, b.channel ? 1 : 0, b, n, h0 + h, columns,
                 s.final_state);
   }
+}
+
+// With scratch == nullptr only counts the floats that it needs.
+int64_t forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads,
+                     ScanColumns columns, float* scratch) {
+  Arena arena(scratch);
+  const auto task = s.correction == Correction::kNone ? sweep_task : block_task;
+  task(s, n, h0, heads, columns, arena);
+  return arena.used();
 }
 
 }  // namespace heed::kernel::HWY_NAMESPACE
@@ -73,7 +116,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace heed::kernel {
 
-HWY_EXPORT(forward_scratch);
 HWY_EXPORT(forward_task);
 
 namespace {
@@ -102,7 +144,7 @@ Tasks tasks_of(const ScanProblem& s, int32_t threads) {
 
 int64_t forward_floats(const ScanProblem& s, int32_t threads) {
   const Tasks tasks = tasks_of(s, threads);
-  return HWY_DYNAMIC_DISPATCH(forward_scratch)(s, tasks.widest, tasks.group);
+  return HWY_DYNAMIC_DISPATCH(forward_task)(s, 0, 0, tasks.group, {0, tasks.widest}, nullptr);
 }
 
 heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {

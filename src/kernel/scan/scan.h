@@ -46,7 +46,7 @@ struct ScanArgs {
   Correction correction = Correction::kNone;
   Read read = Read::kAfter;
   float scale = 1;
-  int32_t chunk = 64;       // rounding only; the CPU kernels take at most 16 tokens at once
+  int32_t chunk = 64;       // rounding only; the CPU kernels take at most 32 tokens at once
   heed_view out{};          // [B,T,H,Dv], dtype of v
   heed_view final_state{};  // [B or N,H,Dk,Dv] contiguous; may be absent
   // Scratch memory of at least scan_workspace_bytes(); absent: forward and step allocate their own.

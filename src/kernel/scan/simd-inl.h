@@ -305,20 +305,22 @@ HWY_INLINE VF exp_of(VF x) {
   for (const int64_t end = pad_to(n, 16); i < end; ++i) to[i] = 0;
 }
 
-// `rows` rows, `stride` bytes apart, into rows of `ld` floats.
+// `rows` rows, `stride` bytes apart, into rows of `ld` floats, row i times `scale` and factors[i]
+// if there are any.
 [[maybe_unused]] static HWY_NOINLINE void load_rows(const char* data, int64_t stride, int32_t dtype,
                                                     int64_t rows, int64_t n, float scale,
-                                                    float* HWY_RESTRICT to, int64_t ld) {
+                                                    const float* factors, float* HWY_RESTRICT to,
+                                                    int64_t ld) {
   const DF d;
-  if (dtype != HEED_FLOAT32 || n % kLanes != 0 || n != ld) {
-    for (int64_t i = 0; i < rows; ++i) {
-      load_row(data + i * stride, dtype, n, scale, to + i * ld);
+  const bool direct = dtype == HEED_FLOAT32 && n % 16 == 0;
+  for (int64_t i = 0; i < rows; ++i, data += stride, to += ld) {
+    const float by = factors == nullptr ? scale : scale * factors[i];
+    if (!direct) {
+      load_row(data, dtype, n, by, to);
+      continue;
     }
-    return;
-  }
-  const VF factor = hn::Set(d, scale);
-  for (int64_t i = 0; i < rows; ++i, to += ld) {
-    const float* from = reinterpret_cast<const float*>(data + i * stride);
+    const float* from = reinterpret_cast<const float*>(data);
+    const VF factor = hn::Set(d, by);
     for (int64_t j = 0; j < n; j += kLanes) {
       hn::StoreU(hn::Mul(hn::LoadU(d, from + j), factor), d, to + j);
     }
