@@ -155,7 +155,7 @@ Grads scan_backward_cpu(const Tensor& grad_out, const Tensor& grad_state, const 
   std::array<Tensor, 9> g;
   for (size_t i = 0; i < x.size(); ++i) {
     if (!x[i].defined()) continue;
-    g[i] = at::zeros(x[i].sizes(), x[i].options().dtype(at::kFloat));
+    g[i] = at::empty(x[i].sizes(), x[i].options().dtype(at::kFloat));  // all of it is written
     *views[i] = view_of(g[i]);
   }
   const heed_parallel pool = torch_parallel();

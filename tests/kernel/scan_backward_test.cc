@@ -177,6 +177,17 @@ TEST(ScanBackward, LongSequence) {  // several segments of kept states
   });
 }
 
+TEST(ScanBackward, MoreValuesThanAreKept) {  // corrected values of one segment at a time
+  ScanCase c;
+  c.correction = Correction::kDelta;
+  c.decay = Decay::kToken;
+  c.batch = c.heads = 1;
+  c.time = 66000;
+  c.dk = 2;
+  c.dv = 64;
+  expect_backward(c, 1e-5, 1e-5);
+}
+
 TEST(ScanBackward, Packs) {
   for_every_option([&](ScanCase c) {
     c.time = 60;

@@ -1,6 +1,8 @@
 // scan_backward: the adjoint of the block equations of block-inl.h, over blocks from the last to
 // the first. States at block starts are computed again: a first pass keeps one state a segment of
-// about sqrt(number of blocks) blocks, a second one the states inside the segment at hand.
+// about sqrt(number of blocks) blocks, a second one the states inside the segment at hand. What a
+// correction made of the values is kept too, of all tokens where that is little memory, else of the
+// segment's.
 //
 // With dX the gradient at the corrected values, and D the gradient of a pairwise matrix M
 // (D_ij = dO_i . value_j or dX_i . value_j):
@@ -50,17 +52,24 @@ struct BlockGrads {
   }
 };
 
-// The states that one task keeps, and sums over its tokens.
+// The states and corrected values that one task keeps, and sums over its tokens.
 struct Kept {
-  float *state, *grad_state, *starts, *inside;
+  static constexpr int64_t kMostValues = 4 << 20;  // floats: 16 MB a worker
+
+  float *state, *grad_state;
+  float *starts, *inside;  // states at the start of segments, and of the blocks of one
+  float* values;           // X of all tokens, or of one segment: [tokens, ldv]
+  bool all_values;
   double* bonus;
 
-  Kept(const Block& b, int64_t segments, int64_t per_segment, Arena& arena) {
-    const int64_t size = b.dk * b.lds;
-    state = arena.take(size);
-    grad_state = arena.take(size);
-    starts = arena.take(segments * size);
-    inside = arena.take(per_segment * size);
+  Kept(const Block& b, int64_t blocks, int64_t per_segment, Arena& arena) {
+    state = arena.take(b.floats());
+    grad_state = arena.take(b.floats());
+    starts = arena.take((blocks + per_segment - 1) / per_segment * b.floats());
+    inside = arena.take(per_segment * b.floats());
+    const int64_t a_block = b.block * b.ldv;
+    all_values = blocks * a_block <= kMostValues;
+    values = arena.take(b.correct ? (all_values ? blocks : per_segment) * a_block + 4 * b.ldv : 0);
     bonus = reinterpret_cast<double*>(arena.take(2 * b.ldk));
   }
 };
@@ -77,7 +86,7 @@ int64_t backward_scratch(const ScanProblem& s, int64_t width, int64_t longest) {
   const BlockGrads g(b, arena);
   const int64_t blocks = (longest + b.block - 1) / b.block;
   const int64_t per_segment = blocks_per_segment(blocks);
-  const Kept kept(b, (blocks + per_segment - 1) / per_segment, per_segment, arena);
+  const Kept kept(b, blocks, per_segment, arena);
   return arena.used();
 }
 
@@ -114,16 +123,23 @@ HWY_NOINLINE void value_grads(const Block& b, const float* grad_state, BlockGrad
   if (b.general) from_reads_and_end(b.mqp, b.pe, g.x);
   const float* m = b.general ? b.mcp : b.mck;
   float* gathered = b.general ? g.x : g.v;
-  for (int64_t e = 0; e < b.ldv; e += kLanes) {
+  // A row waits for those below it: a panel of vectors side by side.
+  for_panels(b.ldv, [&](int64_t e, auto vectors) HWY_ATTR {
+    constexpr int kVectors = decltype(vectors)::value;
     for (int64_t j = l - 1; j >= 0; --j) {
-      VF sum = hn::LoadU(d, gathered + j * b.ldv + e);
-      for (int64_t i = j + 1; i < l; ++i) {
-        sum = hn::MulAdd(hn::Set(d, m[j * b.ldm + i]), hn::LoadU(d, g.x + i * b.ldv + e), sum);
+      float* const to = gathered + j * b.ldv + e;
+      VF sum[1][kVectors];
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) sum[0][n] = hn::LoadU(d, to + n * kLanes);
+      multiply_add(j + 1, l, m + j * b.ldm, 0, 1, g.x + e, b.ldv, sum);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) {
+        hn::StoreU(sum[0][n], d, to + n * kLanes);
+        if (b.general) continue;
+        hn::StoreU(hn::Mul(sum[0][n], hn::Set(d, b.beta[j])), d, g.x + j * b.ldv + e + n * kLanes);
       }
-      hn::StoreU(sum, d, gathered + j * b.ldv + e);
-      if (!b.general) hn::StoreU(hn::Mul(sum, hn::Set(d, b.beta[j])), d, g.x + j * b.ldv + e);
     }
-  }
+  });
   if (b.general) {
     product(l, b.dv, l, {b.mck, b.ldm, 1}, g.x, b.ldv, g.v, b.ldv, Init::kAdd, Shape::kUpper);
     return;
@@ -363,10 +379,8 @@ HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float*
 
   g.stored.decay(b.factors_now->total, StoredState::kNone);
   product(b.dk, b.dv, l, {b.qe, 1, b.ldk}, g.o, b.ldv, grad_state, b.lds,
-          decayed(b, decays, g.stored), Shape::kFull, &b.tokens.fetch);
-  if (b.correct) {
-    product(b.dk, b.dv, l, {b.ce, 1, b.ldk}, g.x, b.ldv, grad_state, b.lds, Init::kAdd);
-  }
+          decayed(b, decays, g.stored), Shape::kFull, &b.tokens.fetch,
+          b.correct ? Second{b.ce, g.x} : Second{});
 }
 
 HWY_NOINLINE void store_token_row(const float* from, int64_t width, const ScanTensor& x, int64_t b,
@@ -385,8 +399,8 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
   BlockGrads g(b, arena);
   const int64_t most_blocks = (longest + b.block - 1) / b.block;
   const int64_t per_segment = blocks_per_segment(most_blocks);
-  const Kept kept(b, (most_blocks + per_segment - 1) / per_segment, per_segment, arena);
-  const int64_t size = b.dk * b.lds;
+  const Kept kept(b, most_blocks, per_segment, arena);
+  const int64_t size = b.floats();
   const bool decays = s.decay != Decay::kNone;
   const auto span = s.span(n);
   const int64_t blocks = (span.length + b.block - 1) / b.block;
@@ -400,38 +414,59 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
   StoredState stored;
 
   auto length_of = [&](int64_t block) { return std::min(b.block, span.length - block * b.block); };
-  auto step_state = [&](int64_t block) HWY_ATTR {
+  // X of a prepared block whose state is `state`: if `known` from where it was kept, else kept now.
+  auto values_of = [&](int64_t block, const float* state, bool known) HWY_ATTR {
+    if (!b.correct) return;
+    b.x = kept.values + (kept.all_values ? block : block % per_segment) * b.block * b.ldv;
+    if (b.general) b.w = b.x;
+    if (!known) {
+      correct_values(b, state);
+    } else if (!b.general) {
+      scale_rows(b.x, b.beta, 1, b.length, b.ldv, b.w);
+    }
+  };
+  auto step_state = [&](int64_t block, const float* from, float* to, bool known) HWY_ATTR {
     b.tokens.ahead = b.block;
     prepare_block(s, b, span.b, span.begin + block * b.block, h, length_of(block), columns, true);
-    correct_values(b, kept.state);
+    values_of(block, from, known);
     stored.decay(b.factors_now->total, StoredState::kNone);
-    advance_state(b, decayed(b, decays, stored), kept.state);
+    Start start = decayed(b, decays, stored);
+    start.from = from;
+    advance_state(b, start, to);
   };
 
   load_state(s.initial_state, n, h, columns, b, kept.state);
   for (int64_t segment = 0; segment < segments; ++segment) {
     std::copy_n(kept.state, size, kept.starts + segment * size);
     if (segment + 1 == segments) break;
-    for (int64_t i = 0; i < per_segment; ++i) step_state(segment * per_segment + i);
+    for (int64_t i = 0; i < per_segment; ++i) {
+      step_state(segment * per_segment + i, kept.state, kept.state, false);
+    }
   }
   load_state(out.grad_final_state, n, h, columns, b, kept.grad_state);
   for (int64_t segment = segments - 1; segment >= 0; --segment) {
     const int64_t first = segment * per_segment, last = std::min(blocks, first + per_segment);
-    std::copy_n(kept.starts + segment * size, size, kept.state);
-    for (int64_t block = first; block < last; ++block) {
-      std::copy_n(kept.state, size, kept.inside + (block - first) * size);
-      if (block + 1 < last) step_state(block);
+    const auto state_of = [&](int64_t block) {
+      return block == first ? kept.starts + segment * size : kept.inside + (block - first) * size;
+    };
+    const bool passed = kept.all_values && segment + 1 < segments;  // by the first pass
+    for (int64_t block = first; block + 1 < last; ++block) {
+      step_state(block, state_of(block), state_of(block + 1), passed);
     }
     for (int64_t block = last - 1; block >= first; --block) {
-      const float* state = kept.inside + (block - first) * size;
+      const float* state = state_of(block);
       const int64_t t = span.begin + block * b.block, l = length_of(block);
       b.tokens.ahead = -b.block;
       prepare_block(s, b, span.b, t, h, l, columns);
-      correct_values(b, state);
-      for (int64_t i = 0; i < l; ++i) {
-        load_row(token_row(out.grad_out, span.b, t + i, h, columns.begin), out.grad_out.dtype, b.dv,
-                 1, g.o + i * b.ldv);
+      values_of(block, state, passed || block + 1 < last);
+      b.tokens.load(out.grad_out, b.dv, 1, g.o, b.ldv, columns.begin);
+      for (const ScanTensor* x : {&out.q, &out.k, &out.p, &out.r}) {
+        if (*x) b.tokens.fetch_ahead(*x, b.dk, 0, true);
       }
+      if (out.v) b.tokens.fetch_ahead(out.v, b.dv, columns.begin, true);
+      if (out.log_decay && b.channel) b.tokens.fetch_ahead(out.log_decay, b.dk, 0, true);
+      // The products of value_grads and of the state's gradient.
+      b.tokens.fetch.spread(2 * l * b.dk * b.ldv / kLanes);
       block_grads(s, b, state, kept.grad_state, kept.bonus, g);
       for (int64_t i = 0; i < l; ++i) {
         const DF d;

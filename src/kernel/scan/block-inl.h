@@ -554,7 +554,7 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
   return stored.start();
 }
 
-// The state at the block's end, in place.
+// The state at the block's end; `start` says from what, and where that lies if not in `state`.
 [[maybe_unused]] static HWY_NOINLINE void advance_state(const Block& b, const Start& start,
                                                         float* state) {
   const float* written = b.general ? b.v : b.w;
@@ -563,10 +563,7 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
     written = b.we;
   }
   product(b.dk, b.dv, b.length, {b.values_decay() ? b.k : b.ke, 1, b.ldk}, written, b.ldv, state,
-          b.lds, start, Shape::kFull, &b.tokens.fetch);
-  if (b.general) {
-    product(b.dk, b.dv, b.length, {b.pe, 1, b.ldk}, b.x, b.ldv, state, b.lds, Init::kAdd);
-  }
+          b.lds, start, Shape::kFull, &b.tokens.fetch, b.general ? Second{b.pe, b.x} : Second{});
 }
 
 }  // namespace heed::kernel::HWY_NAMESPACE

@@ -45,6 +45,7 @@ enum class Init { kZero, kAdd, kScale, kDecay };
 struct Start {
   Init init;
   const float *hi, *lo;
+  const float* from = nullptr;  // C as it was, where the result goes elsewhere; rows as in C
 
   Start(Init from, const float* high = nullptr, const float* low = nullptr)
       : init(from), hi(high), lo(low) {}
@@ -59,6 +60,11 @@ struct Matrix {  // A(m, k) = data[m * row + k * col]
   int64_t row, col;
 };
 
+// A second product that is added to the first, of the same sizes and strides; none without `a`.
+struct Second {
+  const float *a = nullptr, *b = nullptr;
+};
+
 // Rows of memory to fetch into the cache early. A processor has a few dozen misses under way at
 // most and stands still when more are asked for: rows are asked for one by one, as the work of
 // products that have no use for the memory goes on.
@@ -71,7 +77,7 @@ struct Fetch {
 
     int64_t lines() const { return (bytes + 63) / 64; }
   };
-  static constexpr int kMost = 7;  // q, k, v, p, r, decay, out
+  static constexpr int kMost = 13;  // q, k, v, p, r, decay, out; gradients of all of them
   Rows list[kMost];
   int count = 0, next = 0;
   int64_t row = 0;     // of list[next]
@@ -139,42 +145,46 @@ HWY_INLINE void set_zero(VF (&acc)[M][N]) {
 template <int M, int N>
 HWY_INLINE void product_tile(int64_t k0, int64_t k1, const float* HWY_RESTRICT a, int64_t row,
                              int64_t col, const float* HWY_RESTRICT b, int64_t ldb,
-                             float* HWY_RESTRICT c, int64_t ldc, Init init, const float* hi,
-                             const float* lo) {
+                             const Second& second, const float* from, float* c, int64_t ldc,
+                             Init init, const float* hi, const float* lo) {
   const DF d;
   VF acc[M][N];
   set_zero(acc);
   multiply_add(k0, k1, a, row, col, b, ldb, acc);
-  // C comes in last, so that a long sum is rounded once a product and not once a term.
+  if (second.a != nullptr) multiply_add(k0, k1, second.a, row, col, second.b, ldb, acc);
+    // C comes in last, so that a long sum is rounded once a product and not once a term.
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      float* at = c + m * ldc + n * kLanes;
+      const int64_t at = m * ldc + n * kLanes;
       if (init == Init::kAdd) {
-        acc[m][n] = hn::Add(acc[m][n], hn::LoadU(d, at));
+        acc[m][n] = hn::Add(acc[m][n], hn::LoadU(d, from + at));
       } else if (init == Init::kScale) {
-        acc[m][n] = hn::MulAdd(hn::LoadU(d, at), hn::Set(d, *hi), acc[m][n]);
+        acc[m][n] = hn::MulAdd(hn::LoadU(d, from + at), hn::Set(d, *hi), acc[m][n]);
       } else if (init == Init::kDecay) {
-        const VF old = hn::LoadU(d, at);
+        const VF old = hn::LoadU(d, from + at);
         acc[m][n] = hn::MulAdd(old, hn::Set(d, lo[m]), acc[m][n]);
         acc[m][n] = hn::MulAdd(old, hn::Set(d, hi[m]), acc[m][n]);
       }
-      hn::StoreU(acc[m][n], d, at);
+      hn::StoreU(acc[m][n], d, c + at);
     }
   }
 }
 
 template <int N>
-HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, int64_t ldb, float* c,
-                              int64_t ldc, const Start& start, Shape shape, Fetch* fetch) {
+HWY_INLINE void product_panel(int64_t m, int64_t k, Matrix a, const float* b, int64_t ldb,
+                              const Second& second, const float* from, float* c, int64_t ldc,
+                              const Start& start, Shape shape, Fetch* fetch) {
   const auto tile = [&](int64_t m0, auto rows) HWY_ATTR {
     constexpr int kTile = decltype(rows)::value;
     const int64_t k0 = shape == Shape::kUpper ? m0 : 0;
     const int64_t k1 = shape == Shape::kLower && m0 + kTile < k ? m0 + kTile : k;
     const int64_t own = start.init == Init::kDecay ? m0 : 0;
-    product_tile<kTile, N>(k0, k1, a.data + m0 * a.row, a.row, a.col, b, ldb, c + m0 * ldc, ldc,
-                           start.init, start.hi + own, start.lo + own);
+    Second too = second;
+    if (too.a != nullptr) too.a += m0 * a.row;
+    product_tile<kTile, N>(k0, k1, a.data + m0 * a.row, a.row, a.col, b, ldb, too, from + m0 * ldc,
+                           c + m0 * ldc, ldc, start.init, start.hi + own, start.lo + own);
     if (fetch != nullptr) fetch->advance(kTile * N * (k1 - k0));
   };
   constexpr int kTall = kRows<N>;
@@ -201,14 +211,20 @@ HWY_INLINE void for_panels(int64_t n, Visit&& visit) {
   if (n0 < n) visit(n0, std::integral_constant<int, 1>());
 }
 
-// C (m x n) = start + A (m x k) B (k x n); n is rounded up to whole vectors.
+// C (m x n) = start + A (m x k) B (k x n), plus the second product if there is one; n is rounded up
+// to whole vectors.
 [[maybe_unused]] static HWY_NOINLINE void product(int64_t m, int64_t n, int64_t k, Matrix a,
                                                   const float* b, int64_t ldb, float* c,
                                                   int64_t ldc, const Start& start,
                                                   Shape shape = Shape::kFull,
-                                                  Fetch* fetch = nullptr) {
+                                                  Fetch* fetch = nullptr,
+                                                  const Second& second = {}) {
+  const float* const from = start.from != nullptr ? start.from : c;
   for_panels(n, [&](int64_t n0, auto vectors) HWY_ATTR {
-    product_panel<decltype(vectors)::value>(m, k, a, b + n0, ldb, c + n0, ldc, start, shape, fetch);
+    Second too = second;
+    if (too.b != nullptr) too.b += n0;
+    product_panel<decltype(vectors)::value>(m, k, a, b + n0, ldb, too, from + n0, c + n0, ldc,
+                                            start, shape, fetch);
   });
 }
 
