@@ -239,7 +239,7 @@ Grads backward_op(const Tensor& grad_out, const Tensor& grad_state, const Tensor
                    {scale, read_before, chunk});
 }
 
-Tensor step_op(const Tensor& q, const Tensor& k, const Tensor& v, Tensor state, const OptTensor& p,
+Tensor step_op(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& state, const OptTensor& p,
                const OptTensor& r, const OptTensor& beta, const OptTensor& log_decay,
                const OptTensor& bonus, double scale, bool read_before) {
   return scan_step(q, k, v, gather(p, r, beta, log_decay, bonus, {}, {}), {scale, read_before, 64},
@@ -313,7 +313,7 @@ Grads scan_backward_cuda(const Tensor& grad_out, const Tensor& grad_state, const
   return scan_backward_naive(grad_out, grad_state, q, k, v, in, options);
 }
 
-Tensor step_meta(const Tensor& q, const Tensor& k, const Tensor& v, Tensor state,
+Tensor step_meta(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& /*state*/,
                  const OptTensor& p, const OptTensor& r, const OptTensor& beta,
                  const OptTensor& log_decay, const OptTensor& bonus, double scale,
                  bool read_before) {
