@@ -11,6 +11,8 @@
 // The gradient at the log decay of token t gathers every product that crosses t: pairs j < t <= i,
 // reads i >= t, writes j < t, and S0 . dS1. It is summed from such products alone, never as a
 // difference of larger sums; a reset makes each of them 0.
+#include <hwy/cache_control.h>
+
 #include <memory>
 #include <vector>
 
@@ -383,9 +385,24 @@ HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float*
           b.correct ? Second{b.ce, g.x} : Second{});
 }
 
-HWY_NOINLINE void store_token_row(const float* from, int64_t width, const ScanTensor& x, int64_t b,
-                                  int64_t t, int64_t h, int64_t first = 0) {
-  if (x) store_row(from, width, const_cast<char*>(token_row(x, b, t, h, first)), HEED_FLOAT32);
+// Gradient rows of the block's tokens into x, columns from `first` on.
+HWY_NOINLINE void store_tokens(const ScanProblem& s, const Block& b, const float* from, int64_t ld,
+                               int64_t width, const ScanTensor& x, int64_t first = 0) {
+  if (!x) return;
+  const DF d;
+  const TokenReader& at = b.tokens;
+  const bool streams = width % kLanes == 0 && rows_stream(s, x, width, first);
+  for (int64_t i = 0; i < b.length; ++i) {
+    const float* row = from + i * ld;
+    char* to = const_cast<char*>(token_row(x, at.batch, at.begin + i, at.head, first));
+    if (!streams) {
+      store_row(row, width, to, HEED_FLOAT32);
+      continue;
+    }
+    for (int64_t e = 0; e < width; e += kLanes) {
+      hn::Stream(hn::LoadU(d, row + e), d, reinterpret_cast<float*>(to) + e);
+    }
+  }
 }
 
 // One (sequence, head, block of columns). Gradients of v and of the initial state have columns of
@@ -460,41 +477,31 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
       prepare_block(s, b, span.b, t, h, l, columns);
       values_of(block, state, passed || block + 1 < last);
       b.tokens.load(out.grad_out, b.dv, 1, g.o, b.ldv, columns.begin);
-      for (const ScanTensor* x : {&out.q, &out.k, &out.p, &out.r}) {
-        if (*x) b.tokens.fetch_ahead(*x, b.dk, 0, true);
-      }
-      if (out.v) b.tokens.fetch_ahead(out.v, b.dv, columns.begin, true);
-      if (out.log_decay && b.channel) b.tokens.fetch_ahead(out.log_decay, b.dk, 0, true);
       // The products of value_grads and of the state's gradient.
       b.tokens.fetch.spread(2 * l * b.dk * b.ldv / kLanes);
       block_grads(s, b, state, kept.grad_state, kept.bonus, g);
-      for (int64_t i = 0; i < l; ++i) {
-        const DF d;
-        const VF scale = hn::Set(d, s.scale);
-        for (int64_t e = 0; e < b.ldk; e += kLanes) {
-          float* at = g.q + i * b.ldk + e;
-          hn::StoreU(hn::Mul(hn::LoadU(d, at), scale), d, at);
-        }
-        store_token_row(g.q + i * b.ldk, b.dk, out.q, span.b, t + i, h);
-        store_token_row(g.k + i * b.ldk, b.dk, out.k, span.b, t + i, h);
-        store_token_row(g.v + i * b.ldv, b.dv, out.v, span.b, t + i, h, columns.begin);
-        if (b.general) {
-          store_token_row(g.p + i * b.ldk, b.dk, out.p, span.b, t + i, h);
-          store_token_row(g.c + i * b.ldk, b.dk, out.r, span.b, t + i, h);
-        }
-        if (s.correction == Correction::kDelta) {
-          store_token_row(g.beta + i, 1, out.beta, span.b, t + i, h);
-        }
-        if (s.decay == Decay::kChannel) {
-          store_token_row(g.decay + i * b.ldk, b.dk, out.log_decay, span.b, t + i, h);
-        } else if (s.decay == Decay::kToken) {
-          store_token_row(g.decay + i, 1, out.log_decay, span.b, t + i, h);
-        } else if (decays) {
-          decay_sum += g.decay[i];
-        }
+      const DF d;
+      for (int64_t i = 0; i < l * b.ldk; i += kLanes) {
+        hn::StoreU(hn::Mul(hn::LoadU(d, g.q + i), hn::Set(d, s.scale)), d, g.q + i);
+      }
+      store_tokens(s, b, g.q, b.ldk, b.dk, out.q);
+      store_tokens(s, b, g.k, b.ldk, b.dk, out.k);
+      store_tokens(s, b, g.v, b.ldv, b.dv, out.v, columns.begin);
+      if (b.general) {
+        store_tokens(s, b, g.p, b.ldk, b.dk, out.p);
+        store_tokens(s, b, g.c, b.ldk, b.dk, out.r);
+      }
+      if (s.correction == Correction::kDelta) store_tokens(s, b, g.beta, 1, 1, out.beta);
+      if (b.channel) {
+        store_tokens(s, b, g.decay, b.ldk, b.dk, out.log_decay);
+      } else if (s.decay == Decay::kToken) {
+        store_tokens(s, b, g.decay, 1, 1, out.log_decay);
+      } else if (decays) {
+        for (int64_t i = 0; i < l; ++i) decay_sum += g.decay[i];
       }
     }
   }
+  hwy::FlushStream();  // before another thread is told that the gradients are there
   const float one = 1;
   store_state(kept.grad_state, &one, 0, b, n, h, columns, out.initial_state);
   *head_decay = decay_sum;

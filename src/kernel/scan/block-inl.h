@@ -64,6 +64,7 @@ struct Block : StateShape {
   // pairwise matrices (transposed: row j, column i).
   int64_t block, ldk, ldm;
   bool channel, correct, general, before;
+  bool streams = false;  // outputs, where they go to the caller's memory at once
 
   int64_t length = 0;  // tokens in the current block
   TokenReader tokens;
@@ -376,7 +377,7 @@ HWY_NOINLINE void channel_pairs(const Block& b, int64_t l, const float* column, 
   b.length = l;
   if (!state_only) {
     read_from.load(s.q, b.dk, s.scale, b.q, b.ldk);
-    if (s.out) read_from.fetch_ahead(s.out, b.dv, columns.begin, true);
+    if (s.out && !b.streams) read_from.fetch_ahead(s.out, b.dv, columns.begin, true);
   }
   read_from.load(s.k, b.dk, 1, b.k, b.ldk);
   read_from.load(s.v, b.dv, 1, b.v, b.ldv, columns.begin);
@@ -529,7 +530,7 @@ HWY_INLINE void read_tile(const Block& b, const float* state, bool bonus, int64_
         const VF value = hn::LoadU(d, b.v + (m0 + m) * b.ldv + n0 + n * kLanes);
         acc[m][n] = hn::MulAdd(hn::Set(d, b.own[m0 + m]), value, acc[m][n]);
       }
-      hn::StoreU(acc[m][n], d, out.data + (m0 + m) * out.ld + n0 + n * kLanes);
+      store_output(acc[m][n], out, (m0 + m) * out.ld + n0 + n * kLanes);
     }
   }
 }

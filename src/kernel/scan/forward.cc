@@ -2,6 +2,8 @@
 // states over blocks of tokens: with a correction by products of matrices (block-inl.h), without
 // one as the recurrence is written (sweep-inl.h). The columns of a state never meet in the
 // recurrence, so the result does not depend on how they are split over threads.
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -37,6 +39,7 @@ void block_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Scan
   b.tokens.last = span.begin + span.length;
   // Rows of whole vectors go to the caller's memory without a detour.
   const bool direct = s.out.dtype == HEED_FLOAT32 && b.dv == b.ldv;
+  b.streams = direct && rows_stream(s, s.out, s.dv, columns.begin);
   for (int64_t t = 0; t < span.length; t += b.block) {
     const int64_t l = std::min(b.block, span.length - t);
     for (int64_t h = 0; h < heads; ++h) {
@@ -48,7 +51,8 @@ void block_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Scan
       char* out =
           const_cast<char*>(token_row(s.out, span.b, span.begin + t, h0 + h, columns.begin));
       if (direct) {
-        read_block(b, state, static_cast<bool>(s.bonus), {reinterpret_cast<float*>(out), s.out.t});
+        read_block(b, state, static_cast<bool>(s.bonus),
+                   {reinterpret_cast<float*>(out), s.out.t, b.streams});
       } else {
         read_block(b, state, static_cast<bool>(s.bonus), {b.o, b.ldv});
         store_rows(b.o, b.ldv, l, b.dv, out, s.out.t * dtype_size(s.out.dtype), s.out.dtype);
@@ -70,6 +74,7 @@ void sweep_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads, Scan
   float* scales = arena.take(b.channel ? 2 * heads * b.ldk : 0);
   if (states == nullptr) return;  // only counted
   b.begin();
+  b.streams = rows_stream(s, s.out, s.dv, columns.begin);
   StateScale scale[kScanHeads];
   const auto span = s.span(n);
   for (int64_t h = 0; h < heads; ++h) {
@@ -107,6 +112,7 @@ int64_t forward_task(const ScanProblem& s, int64_t n, int64_t h0, int64_t heads,
   Arena arena(scratch);
   const auto task = s.correction == Correction::kNone ? sweep_task : block_task;
   task(s, n, h0, heads, columns, arena);
+  hwy::FlushStream();  // before another thread is told that the outputs are there
   return arena.used();
 }
 

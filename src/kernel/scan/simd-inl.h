@@ -77,7 +77,7 @@ struct Fetch {
 
     int64_t lines() const { return (bytes + 63) / 64; }
   };
-  static constexpr int kMost = 13;  // q, k, v, p, r, decay, out; gradients of all of them
+  static constexpr int kMost = 8;  // q, k, v, p, r, decay, out or its gradient
   Rows list[kMost];
   int count = 0, next = 0;
   int64_t row = 0;     // of list[next]

@@ -116,7 +116,8 @@ class LineFetch {
 struct Sweep : StateShape {
   int64_t block, ldk, length = 0;  // `block` tokens at most
   bool channel, before, bonus;
-  bool fine = false;  // the state remembers so many tokens that it is not rounded at each
+  bool streams = false;  // outputs, where they go to the caller's memory at once
+  bool fine = false;     // the state remembers so many tokens that it is not rounded at each
   TokenReader tokens;
   mutable LineFetch lines;
   float *q, *k;  // [block, ldk]; q holds scale q; per channel times e^b and e^-b
@@ -275,7 +276,7 @@ HWY_INLINE int64_t tiles_of(const Sweep& b) {
   const bool one_decay = s.decay == Decay::kHead || s.decay == Decay::kToken;
   double kept = one_decay ? head_scales(s, b, &scale->sum) : 0;  // log of what the block leaves
   b.tokens.fetch_ahead(s.v, b.dv, columns.begin, false);
-  b.tokens.fetch_ahead(s.out, b.dv, columns.begin, true);
+  if (!b.streams) b.tokens.fetch_ahead(s.out, b.dv, columns.begin, true);
   if (b.bonus) {
     load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, b.dk, 1, b.bonus_row);
     own_reads(b.q, b.k, b.bonus_row, l, b.ldk, b.own);
@@ -331,7 +332,11 @@ HWY_NOINLINE void sweep_tile(const Sweep& b, int64_t m0, Rows from, Rows to,
         if (kLast && bonus) {
           out[n] = hn::MulAdd(hn::LoadU(d, v + n * kLanes), hn::Set(d, own[t]), out[n]);
         }
-        hn::StoreU(out[n], d, to.data + t * to.ld + n * kLanes);
+        if (kLast) {
+          store_output(out[n], to, t * to.ld + n * kLanes);
+        } else {
+          hn::StoreU(out[n], d, to.data + t * to.ld + n * kLanes);
+        }
       }
     };
     if (kBefore) read();
@@ -396,7 +401,8 @@ HWY_NOINLINE void sweep_panel(const Sweep& b, Rows out, float* state) {
     char* const to = const_cast<char*>(token_row(s.out, at.batch, at.begin, at.head, first));
     // Rows of whole vectors go to the caller's memory without a detour.
     const bool direct = s.out.dtype == HEED_FLOAT32 && width == kVectors * kLanes;
-    const Rows out = direct ? Rows{reinterpret_cast<float*>(to), s.out.t} : Rows{b.partial, b.ldp};
+    const Rows out =
+        direct ? Rows{reinterpret_cast<float*>(to), s.out.t, b.streams} : Rows{b.partial, b.ldp};
     const auto panel =
         b.before
             ? (b.fine ? sweep_panel<kVectors, true, true> : sweep_panel<kVectors, true, false>)

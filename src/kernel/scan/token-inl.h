@@ -130,8 +130,33 @@ struct TokenReader {
 
 struct Rows {
   float* data;
-  int64_t ld;  // floats between rows
+  int64_t ld;            // floats between rows
+  bool streams = false;  // stored past the caches
 };
+
+// Whether rows of whole vectors from column `first` on are stored past the caches: where a result
+// is more than a core's second-level cache, whoever reads it next does not find it there anyway.
+// Nothing is read for such a store, and it does not wait for a line that another core has: the
+// heads of two workers share pages of every token, and what one core fetches by itself ahead of
+// its rows are lines of the other.
+[[maybe_unused]] static bool rows_stream(const ScanProblem& s, const ScanTensor& out, int64_t width,
+                                         int64_t column) {
+  constexpr int64_t kLarge = 2 << 20, kVectorBytes = kLanes * 4;  // bytes
+  if (out.dtype != HEED_FLOAT32 || 4 * s.batch * s.time * s.heads * width < kLarge) return false;
+  const auto first = reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(column) * 4;
+  const int64_t strides = out.b | out.t | out.h;
+  return first % kVectorBytes == 0 && strides * 4 % kVectorBytes == 0;
+}
+
+// One vector of outputs.
+HWY_INLINE void store_output(VF x, const Rows& to, int64_t at) {
+  const DF d;
+  if (to.streams) {
+    hn::Stream(x, d, to.data + at);
+  } else {
+    hn::StoreU(x, d, to.data + at);
+  }
+}
 
 }  // namespace heed::kernel::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
