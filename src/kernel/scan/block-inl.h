@@ -1,5 +1,6 @@
 // One block of tokens of the chunked scan: loads its tokens, turns decays into factors, forms the
-// pairwise matrices, and carries the state over it. Forward and backward share this.
+// pairwise matrices, and carries the state over it. Forward passes with a correction and all
+// backward passes use this.
 //
 // With E(i,j) = exp(b_i - b_j), b the sum of log decays inside the block, every pass is written for
 //   rows  q (the read) and c (what the correction reads the state with: -k for delta, r for

@@ -7,10 +7,11 @@
 //
 // Correction: none (p, r absent), delta (p = -beta k, r = a k, write beta k: the two delta-rule
 // forms of DeltaNet and Gated DeltaNet; the correction reads the state AFTER decay), or general (p,
-// r given; the correction reads the state BEFORE decay: DPLR, RWKV-7). Chunked algorithms: spec
-// "Shared algorithms" E1 and E2 (GLA, arXiv 2312.06635; DeltaNet, 2406.06484; Gated DeltaNet,
-// 2412.06464). Decays stay in log space and are summed in float64 inside a chunk; a decay of -inf
-// is a reset and is handled by segment index, never by clamping.
+// r given; the correction reads the state BEFORE decay: DPLR, RWKV-7). With a correction, and for
+// all gradients: chunked algorithms (GLA, arXiv 2312.06635; DeltaNet, 2406.06484; Gated DeltaNet,
+// 2412.06464); without one the recurrence itself, on tiles of the state. Decays stay in log space
+// and are summed in float64 or two floats; a decay of -inf is a reset, handled exactly, never by
+// clamping.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +55,7 @@ struct ScanArgs {
   int64_t workspace_bytes = 0;
 };
 
-// Chunked forward over whole sequences. T = 0 and empty sequences leave final_state =
+// Whole sequences. T = 0 and empty sequences leave final_state =
 // initial_state.
 heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel);
 
