@@ -130,8 +130,7 @@ struct Sweep : StateShape {
   float *read, *write;     // [block]: e^b and e^-b where they are one for all rows, else 1
   float *own, *bonus_row;  // what v adds to the output before `read`, [block]; [ldk]
   float* log_decay;        // per channel [block, ldk]
-  // A token may rescale the state before its write: flags [block, groups], factors [block,
-  // factors].
+  // A token may rescale the state before its write: [block, groups] flags, [block, factors].
   uint8_t* rescaled;
   float* rescale;
   int64_t groups, factors;
@@ -201,6 +200,7 @@ HWY_INLINE VF exp_of_sum(VF hi, VF lo) {
     if (!b.before) split(0, t, *sum);
     split(1, t, -*sum);
   }
+  for (int64_t t = b.length; t % kLanes != 0; ++t) split(0, t, 0), split(1, t, 0);
   for (int64_t t = 0; t < b.length; t += kLanes) {
     hn::StoreU(exp_of_sum(hn::Load(d, hi[0] + t), hn::Load(d, lo[0] + t)), d, b.read + t);
     hn::StoreU(exp_of_sum(hn::Load(d, hi[1] + t), hn::Load(d, lo[1] + t)), d, b.write + t);
