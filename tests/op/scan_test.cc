@@ -169,6 +169,14 @@ TEST(Scan, OrdinarySizes) {
   }
 }
 
+TEST(Scan, LargeResults) {  // 2 MB and more go past the caches
+  at::manual_seed(6);
+  for (const Corrections c : {Corrections::kNone, Corrections::kDelta}) {
+    const Problem p = make(Decays::kToken, c, false, false, 1400, 16, 64);
+    compare(scan, p, at::kFloat, 2e-6, 1e-5, 1e-5);
+  }
+}
+
 TEST(Scan, Packs) {
   at::manual_seed(5);
   Problem p = make(Decays::kToken, Corrections::kDelta, false, true);
