@@ -5,7 +5,7 @@
 
 #include "cache/attend_states.h"
 #include "io/progress.h"
-#include "model/rows.h"
+#include "nn/rows.h"
 
 namespace heed {
 

@@ -22,8 +22,8 @@
 #include "cache/program.h"
 #include "io/model_config.h"
 #include "mixer/layer.h"
-#include "model/rope.h"
-#include "model/weight.h"
+#include "nn/rope.h"
+#include "nn/weight.h"
 #include "op/attend.h"
 
 namespace heed {

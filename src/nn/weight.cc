@@ -1,5 +1,5 @@
 // See weight.h. oneDNN's fused linear is PyTorch's operator mkldnn::_linear_pointwise.
-#include "model/weight.h"
+#include "nn/weight.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>

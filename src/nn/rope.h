@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <utility>
+
 #include "io/model_config.h"
 
 namespace heed {
@@ -28,7 +30,26 @@ struct RopeTables {
 RopeTables rope_tables(const RopeFrequencies& frequencies, int64_t positions,
                        const at::Device& device);
 
-// Turns x [..., N, H, D] by cos, sin [N, D/2] (rows already picked by position); computes in
+// The same of positions [B, T] times theta^(-2d/D), float32 [B, T, D/2]: for layers with a rotation
+// of their own.
+RopeTables rope_at(const at::Tensor& positions, int64_t dim, double theta);
+
+// The rotation that several layers share, with its table of positions 0, 1, ...
+class Rope {
+ public:
+  // `context`: what the model was made for, in tokens; the table rarely needs to be longer.
+  Rope(RopeFrequencies frequencies, int64_t context)
+      : frequencies_(std::move(frequencies)), context_(context) {}
+  // At least `positions` rows, on the device. Made when first asked for; not for two threads.
+  const RopeTables& tables(int64_t positions, const at::Device& device) const;
+
+ private:
+  RopeFrequencies frequencies_;
+  int64_t context_;
+  mutable RopeTables tables_;
+};
+
+// Turns x [..., N, H, D] by cos, sin [..., N, D/2] (rows already picked by position); computes in
 // float32 or wider, returns x's dtype; differentiable.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 

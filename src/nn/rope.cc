@@ -1,8 +1,9 @@
 // See rope.h.
-#include "model/rope.h"
+#include "nn/rope.h"
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -100,6 +101,25 @@ RopeTables rope_tables(const RopeFrequencies& frequencies, int64_t positions,
       at::outer(at::arange(positions, at::kLong).to(at::kFloat), frequencies.inverse);
   return {(angles.cos() * frequencies.scale).to(device),
           (angles.sin() * frequencies.scale).to(device)};
+}
+
+RopeTables rope_at(const at::Tensor& positions, int64_t dim, double theta) {
+  const int64_t half = dim / 2;
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(positions.device());
+  const at::Tensor frequency =
+      at::exp(at::arange(half, options).mul(-std::log(theta) / static_cast<double>(half)));
+  const at::Tensor angle = positions.to(at::kFloat).unsqueeze(-1).mul(frequency);
+  return {at::cos(angle), at::sin(angle)};
+}
+
+const RopeTables& Rope::tables(int64_t positions, const at::Device& device) const {
+  const bool here = tables_.cos.defined() && tables_.cos.device() == device;
+  const int64_t have = here ? tables_.cos.size(0) : 0;
+  if (!here || have < positions) {
+    const int64_t size = std::max(positions, std::min(context_, std::max<int64_t>(2 * have, 1024)));
+    tables_ = rope_tables(frequencies_, size, device);
+  }
+  return tables_;
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {

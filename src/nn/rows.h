@@ -1,5 +1,5 @@
 // Small fused loops over rows, on the CPU and without gradients: what a decode step would otherwise
-// spend in dozens of PyTorch operators. The differentiable forms are in decoder.cc and rope.cc.
+// spend in dozens of PyTorch operators. The differentiable forms are in norm.cc and rope.cc.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
 // See rows.h.
-#include "model/rows.h"
+#include "nn/rows.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
