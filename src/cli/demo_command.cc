@@ -3,7 +3,7 @@
 
 #include "cli/command.h"
 #include "cli/model_options.h"
-#include "report/demo.h"
+#include "lab/demo.h"
 
 namespace heed::cli {
 
@@ -12,7 +12,7 @@ void add_demo(CLI::App& app) {
       "demo", "Measure heads, choose plans, run with them, measure again; writes report.html");
   struct Options {
     CommonOptions common;
-    report::DemoOptions demo;
+    lab::DemoOptions demo;
     std::string kv_dtype;
   };
   auto o = std::make_shared<Options>();
@@ -58,11 +58,11 @@ void add_demo(CLI::App& app) {
     o->demo.load = load_options(o->common);
     o->demo.kv_dtype = kv_dtype(o->kv_dtype, o->demo.load);
     auto progress = make_progress();
-    const auto report = report::run_demo(o->demo, *progress);
+    const auto report = lab::run_demo(o->demo, *progress);
     if (o->common.json) {
       std::puts(report.dump(1).c_str());
     } else {
-      std::fputs(report::demo_table(report).c_str(), stdout);
+      std::fputs(lab::demo_table(report).c_str(), stdout);
       std::printf("\n%s/report.html\n", o->demo.out.c_str());
     }
   });

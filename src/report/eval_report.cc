@@ -7,7 +7,7 @@
 
 #include "io/error.h"
 #include "plan/search.h"
-#include "report/demo.h"
+#include "report/evaluation.h"
 
 namespace heed::report {
 namespace {

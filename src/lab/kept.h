@@ -10,15 +10,15 @@
 #include "eval/workbench.h"
 #include "io/json.h"
 #include "plan/search.h"
-#include "report/demo.h"
+#include "report/evaluation.h"
 
-namespace heed::report {
+namespace heed::lab {
 
 // All that the measurement of a setting depends on but the setting itself: program (version and
 // SHA-256 of its file), PyTorch, machine, device, threads, model (hash, and name, size and time of
 // its files), types, context, and the SHA-256 of texts, needles and questions.
-Json measuring_key(const eval::Workbench& bench, const EvaluationData& data, int64_t context,
-                   at::ScalarType kv_dtype);
+Json measuring_key(const eval::Workbench& bench, const report::EvaluationData& data,
+                   int64_t context, at::ScalarType kv_dtype);
 
 // SHA-256 of what a search looks at.
 std::string fingerprint(const plan::SearchData& data);
@@ -54,4 +54,4 @@ std::vector<eval::NeedleResult> needles_from_json(const Json& json);
 // "2026-01-31 12:00 UTC".
 std::string now_utc();
 
-}  // namespace heed::report
+}  // namespace heed::lab

@@ -1,11 +1,11 @@
 // What a person sees of work in many steps.
-#include "report/steps.h"
+#include "lab/steps.h"
 
 #include <gtest/gtest.h>
 
 #include <thread>
 
-namespace heed::report {
+namespace heed::lab {
 namespace {
 
 struct Shown : Progress {
@@ -39,4 +39,4 @@ TEST(Steps, SaysWhichOneRunsAndWhatIsLeft) {
 }
 
 }  // namespace
-}  // namespace heed::report
+}  // namespace heed::lab

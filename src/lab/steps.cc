@@ -1,10 +1,10 @@
-#include "report/steps.h"
+#include "lab/steps.h"
 
 #include <fmt/format.h>
 
 #include <cmath>
 
-namespace heed::report {
+namespace heed::lab {
 
 using Clock = std::chrono::steady_clock;
 
@@ -57,4 +57,4 @@ void Steps::update(int64_t done, std::string_view note) {
 
 void Steps::end() { shown_.end(); }
 
-}  // namespace heed::report
+}  // namespace heed::lab

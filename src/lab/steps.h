@@ -8,7 +8,7 @@
 
 #include "io/progress.h"
 
-namespace heed::report {
+namespace heed::lab {
 
 class Steps : public Progress {
  public:
@@ -37,4 +37,4 @@ class Steps : public Progress {
   std::chrono::steady_clock::time_point start_, last_;
 };
 
-}  // namespace heed::report
+}  // namespace heed::lab

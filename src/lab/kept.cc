@@ -1,4 +1,4 @@
-#include "report/kept.h"
+#include "lab/kept.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -13,7 +13,7 @@
 #include "io/sha256.h"
 #include "op/cuda_plugin.h"
 
-namespace heed::report {
+namespace heed::lab {
 namespace fs = std::filesystem;
 namespace {
 
@@ -69,8 +69,8 @@ std::string setting_name(const Decoder& model, const Programs* programs) {
 
 }  // namespace
 
-Json measuring_key(const eval::Workbench& bench, const EvaluationData& data, int64_t context,
-                   at::ScalarType kv_dtype) {
+Json measuring_key(const eval::Workbench& bench, const report::EvaluationData& data,
+                   int64_t context, at::ScalarType kv_dtype) {
   const auto& options = bench.model.options();
   Json device = options.device.str();
   Json plugin = nullptr;
@@ -152,4 +152,4 @@ std::string now_utc() {
   return fmt::format("{:%Y-%m-%d %H:%M UTC}", fmt::gmtime(std::time(nullptr)));
 }
 
-}  // namespace heed::report
+}  // namespace heed::lab
