@@ -1,4 +1,4 @@
-// What every pass of the scan shares: scratch memory, rows of tokens, and states in tiles.
+// What every pass of the scan shares: rows of tokens, and states in tiles.
 #include <algorithm>
 #include <cstdint>
 
@@ -11,26 +11,10 @@
 #define HEED_SCAN_TOKEN_INL_H_
 #endif
 
-#include "kernel/scan/simd-inl.h"
+#include "kernel/simd/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
-
-// Hands out 64-byte aligned pieces of one buffer; with base == nullptr it only counts.
-class Arena {
- public:
-  explicit Arena(float* base) : base_(base) {}
-  float* take(int64_t floats) {
-    float* piece = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += pad_to(floats, 16);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  float* base_;
-  int64_t used_ = 0;
-};
 
 // A state of dk rows and dv columns in memory: rows lds floats apart, an odd number of cache lines
 // where they are long.

@@ -1,21 +1,22 @@
 // Small dense matrix steps on float32 tiles, with Highway: products, transposes, loads and stores
-// of 16-bit tokens, and exp of non-positive numbers. Every tile has rows of a multiple of 16 floats
-// and readable padding, so that products run over whole vectors.
+// of 16-bit tokens, and the scratch memory that tiles lie in. Every tile has rows of a multiple of
+// 16 floats and readable padding, so that products run over whole vectors.
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <type_traits>
 
-#if defined(HEED_SCAN_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEED_SCAN_SIMD_INL_H_
-#undef HEED_SCAN_SIMD_INL_H_
+#if defined(HEED_KERNEL_SIMD_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEED_KERNEL_SIMD_TILE_INL_H_
+#undef HEED_KERNEL_SIMD_TILE_INL_H_
 #else
-#define HEED_SCAN_SIMD_INL_H_
+#define HEED_KERNEL_SIMD_TILE_INL_H_
 #endif
 
 #include <hwy/highway.h>
 
 #include "heed/view.h"
+#include "kernel/simd/math-inl.h"
 #include "kernel/simd_dtype.h"
 #include "kernel/simd_targets.h"
 
@@ -23,9 +24,6 @@ HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using DF = hn::ScalableTag<float>;
-using VF = hn::Vec<DF>;
-constexpr int64_t kLanes = hn::MaxLanes(DF());
 // A product keeps a tile of rows x vectors in registers: kWide vectors where there are as many
 // left, else two, then one, with as many more rows. Every multiply-add of a tile needs one vector
 // and one scalar; the nearer it is to a square of loads, the fewer they are.
@@ -37,6 +35,22 @@ constexpr int kRows = kTileVectors / N;
 HWY_INLINE int64_t pad_to(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
+
+// Hands out 64-byte aligned pieces of one buffer; with base == nullptr it only counts.
+class Arena {
+ public:
+  explicit Arena(float* base) : base_(base) {}
+  float* take(int64_t floats) {
+    float* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += pad_to(floats, 16);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  float* base_;
+  int64_t used_ = 0;
+};
 
 // What a product starts from: nothing, C, C times *hi, or C with row m multiplied by hi[m] + lo[m]
 // (a decay as a sum of two floats: a rounded factor applied at every block would drift).
@@ -258,34 +272,6 @@ HWY_INLINE void for_panels(int64_t n, Visit&& visit) {
 #endif
 }
 
-// exp(x) = hi + lo for x <= 0, with hi a power of two (exact) and lo rounded once; 0 below -87.
-struct TwoFloats {
-  VF hi, lo;
-};
-HWY_INLINE TwoFloats exp_two(VF x) {
-  const DF d;
-  const hn::RebindToSigned<DF> di;
-  // The second argument of Max is the one that lets NaN through on x86.
-  const VF n = hn::Round(hn::Mul(hn::Max(hn::Set(d, -88.0f), x), hn::Set(d, 1.44269504f)));
-  VF r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);
-  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), r);
-  VF y = hn::Set(d, 1.9875691500e-4f);  // exp(r) - 1 - r - r^2/2 ... (Cephes expf)
-  y = hn::MulAdd(y, r, hn::Set(d, 1.3981999507e-3f));
-  y = hn::MulAdd(y, r, hn::Set(d, 8.3334519073e-3f));
-  y = hn::MulAdd(y, r, hn::Set(d, 4.1665795894e-2f));
-  y = hn::MulAdd(y, r, hn::Set(d, 1.6666665459e-1f));
-  y = hn::MulAdd(y, r, hn::Set(d, 5.0000001201e-1f));
-  y = hn::MulAdd(hn::Mul(r, r), y, r);
-  const auto small = hn::Lt(x, hn::Set(d, -87.0f));
-  const auto bits = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
-  const VF hi = hn::IfThenZeroElse(small, hn::BitCast(d, bits));
-  return {hi, hn::IfThenZeroElse(small, hn::Mul(hi, y))};
-}
-HWY_INLINE VF exp_of(VF x) {
-  const TwoFloats e = exp_two(x);
-  return hn::Add(e.hi, e.lo);
-}
-
 // One row of `n` values of `dtype` times `scale` into floats, zeros up to a multiple of 16.
 [[maybe_unused]] static HWY_NOINLINE void load_row(const char* data, int32_t dtype, int64_t n,
                                                    float scale, float* HWY_RESTRICT to) {
@@ -443,4 +429,4 @@ HWY_INLINE float row_dot(const float* a, const float* b, int64_t n) {  // over w
 
 }  // namespace heed::kernel::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-#endif  // HEED_SCAN_SIMD_INL_H_
+#endif  // HEED_KERNEL_SIMD_TILE_INL_H_

@@ -1,0 +1,90 @@
+// One way from PyTorch to the kernels of every engine: an engine is its list of fields, its naive
+// form and a table of backends. From these come the operators
+//
+//   heed::NAME           (inputs, *, optional inputs, cu_seqlens, options) -> outputs
+//   heed::NAME_forward   the same, and `saved`: what a backend keeps for its backward pass
+//   heed::NAME_backward  (gradients of the outputs, saved, and the arguments of NAME) -> gradients
+//   heed::NAME_step      (as NAME, T = 1; the states are updated in place) -> outputs
+//
+// A call runs on the first backend of its device that does not refuse it, by priority; where all
+// refuse, the naive form runs, with one warning that names their reasons. Autograd stands above the
+// table, on every device. See docs/decisions/engine-calls.md.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernel/call/fields.h"
+
+namespace torch {
+class Library;
+}
+
+namespace heed::op {
+
+class Engine {
+ public:
+  // The engine from its equation, with ordinary tensor operations: reads the inputs among `tensors`
+  // (in the order of the list; absent ones undefined) and fills the outputs. float64 inputs stay
+  // float64, all others are computed in float32. Differentiable.
+  using Naive = void (*)(std::span<at::Tensor> tensors, const void* options,
+                         const at::Tensor& cu_seqlens);
+
+  Engine(const kernel::CallFields& fields, Naive naive, std::span<const heed_backend> backends);
+
+  const kernel::CallFields& fields() const { return fields_; }
+  // By falling priority.
+  std::span<const heed_backend* const> backends() const { return backends_; }
+  void add(const heed_backend& backend);
+
+  // The operators NAME and NAME_step: `tensors` in the order of the list, outputs are filled in.
+  // cu_seqlens: int64 [N+1] on the CPU, or undefined. Throws UsageError naming what does not fit.
+  void forward(std::span<at::Tensor> tensors, const void* options,
+               const at::Tensor& cu_seqlens) const;
+  void step(std::span<at::Tensor> tensors, const void* options) const;
+
+  // Registers the four operators.
+  void define(torch::Library& library) const;
+
+  // NAME without autograd. saved: nullptr, or set to what backward may use (may stay undefined).
+  void run_forward(std::span<at::Tensor> tensors, const void* options, const at::Tensor& cu_seqlens,
+                   at::Tensor* saved) const;
+  // grads: gradients of the outputs in, undefined ones are zero; those of the inputs out.
+  void run_backward(std::span<at::Tensor> tensors, std::span<at::Tensor> grads, const void* options,
+                    const at::Tensor& cu_seqlens, const at::Tensor& saved) const;
+  // The naive form as it is, for tests and `heed apply --form naive`.
+  Naive naive() const { return naive_; }
+
+ private:
+  kernel::CallFields fields_;
+  Naive naive_;
+  std::vector<const heed_backend*> backends_;
+};
+
+// Every engine that has been made so, by name.
+std::vector<const Engine*> engines();
+
+// Adds a row to the table of the engine that it names, as the CUDA plugin does when it is opened;
+// throws Error where there is no such engine.
+void add_backend(const heed_backend& backend);
+
+// An engine's call as a struct of tensors: what typed functions over an Engine are made of.
+template <class C>
+using TensorsOf = typename C::template Tensors<at::Tensor>;
+template <class Tensors>
+std::span<at::Tensor> tensor_list(Tensors& tensors) {
+  return {reinterpret_cast<at::Tensor*>(&tensors), sizeof(Tensors) / sizeof(at::Tensor)};
+}
+
+// An Engine::Naive out of a function over the structs.
+template <class C, void (*kNaive)(TensorsOf<C>&, const typename C::Options&, const at::Tensor&)>
+void naive_of(std::span<at::Tensor> tensors, const void* options, const at::Tensor& cu_seqlens) {
+  kNaive(*reinterpret_cast<TensorsOf<C>*>(tensors.data()),
+         *static_cast<const typename C::Options*>(options), cu_seqlens);
+}
+
+}  // namespace heed::op
