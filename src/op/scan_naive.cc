@@ -242,82 +242,107 @@ Tensor scores(const Tensor& left, const Tensor& right, const LogDecay& x, const 
   return rows.size() == 1 ? rows[0] : at::cat(rows, 3);
 }
 
-// A span of tokens whose number is a multiple of `length`: changes x.state, returns out [B,T,H,V].
-Tensor chunked_span(Prepared& x, int64_t length, bool read_before) {
-  const int64_t b = x.q.size(0), t = x.q.size(1), h = x.q.size(2), chunks = t / length;
+// The tensors of a span by chunks, [B,H,N,L,*], and what is the same for every state: decays, the
+// weights between tokens of a chunk, and the solved corrections.
+struct Chunks {
+  Tensor q_start, k_end, p_end, a_end;  // decayed from the chunk's start, and to its end
+  Tensor v, beta, bonus;                // bonus: [B,H,N,L,1], of the token's own value
+  Tensor read_k, read_p;                // what a token reads of keys and of p, [B,H,N,L,L]
+  Tensor solve_state, solve_value;      // y = solve_state S + solve_value
+  bool delta, general, decays;
+
+  Chunks(const Prepared& x, int64_t length, bool read_before);
+
+ private:
+  Tensor from_start(const LogDecay& d, const Prepared& x) const {  // exp of the sum since the start
+    return at::exp(d.sum).to(x.compute).mul(d.reset.eq(0).to(x.compute));
+  }
+  void solve(const Tensor& r, const Tensor& p, const Tensor& k, const LogDecay& correcting,
+             const LogDecay& after, const Prepared& x);
+  void decay_to_end(const Tensor& k, const Tensor& p, const LogDecay& after, int64_t length,
+                    const Prepared& x);
+};
+
+Chunks::Chunks(const Prepared& x, int64_t length, bool read_before)
+    : delta(x.beta.defined()), general(x.p.defined()), decays(x.log_decay.defined()) {
+  const int64_t b = x.q.size(0), h = x.q.size(2), chunks = x.q.size(1) / length;
   const auto chunked = [&](const Tensor& u) {  // [B,T,H,D] -> [B,H,N,L,D]
     return u.reshape({b, chunks, length, h, u.size(3)}).permute({0, 3, 1, 2, 4});
   };
-  const Tensor q = chunked(x.q), k = chunked(x.k), v = chunked(x.v);
+  const Tensor q = chunked(x.q), k = chunked(x.k);
+  v = chunked(x.v);
   LogDecay after;
-  if (x.log_decay.defined()) {
+  if (decays) {
     const Tensor d = chunked(x.log_decay).to(at::kDouble);
     const Tensor is_reset = d.detach().isinf();
     after.sum = d.masked_fill(is_reset, 0.0).cumsum(3);
     after.reset = is_reset.to(at::kLong).cumsum(3);
   }
-  const bool decays = after.sum.defined();
   const LogDecay before = decays ? shifted(after) : after;
-  const auto from_start = [&](const LogDecay& d) {  // exp of the sum since the chunk start
-    return at::exp(d.sum).to(x.compute).mul(d.reset.eq(0).to(x.compute));
-  };
   const LogDecay& reading = read_before ? before : after;
-  const Tensor q_start = decays ? q.mul(from_start(reading)) : q;
-  const bool delta = x.beta.defined(), general = x.p.defined();
-
+  q_start = decays ? q.mul(from_start(reading, x)) : q;
   // Effective values u_j are written with key k: v_j, or beta_j (v_j - y_j) for delta.
-  Tensor read_k = scores(q, k, reading, after, read_before);
-  // The bonus reads the token's own v, which no correction has touched: [B,H,N,L,1].
-  Tensor bonus;
+  read_k = scores(q, k, reading, after, read_before);
+  // The bonus reads the token's own v, which no correction has touched.
   if (read_before && x.bonus.defined()) {
     bonus = q.mul(k).mul(x.bonus.view({1, h, 1, 1, x.bonus.size(1)})).sum(-1, true);
   }
-  Tensor solve_state, solve_value, beta, p, read_p;
-  if (delta || general) {
-    const LogDecay& correcting = delta ? after : before;
-    Tensor r;
-    if (delta) {
-      beta = x.beta.reshape({b, chunks, length, h}).permute({0, 3, 1, 2}).unsqueeze(-1);
-      r = k;
-      p = k.mul(beta).neg();
-    } else {
-      r = chunked(x.r);
-      p = chunked(x.p);
-      read_p = scores(q, p, reading, after, read_before);
-    }
-    const Tensor a = scores(r, p, correcting, after, true);
-    const Tensor g = delta ? a.neg() : scores(r, k, correcting, after, true);
-    const Tensor r_start = decays ? r.mul(from_start(correcting)) : r;
-    const Tensor system = at::eye(length, a.options()).sub(a);
-    const Tensor solved = at::linalg_solve_triangular(
-        system, at::cat({r_start, at::matmul(g, v)}, -1), false, true, true);
-    solve_state = solved.slice(-1, 0, r.size(-1));
-    solve_value = solved.slice(-1, r.size(-1));
+  Tensor p;
+  if (delta) {
+    beta = x.beta.reshape({b, chunks, length, h}).permute({0, 3, 1, 2}).unsqueeze(-1);
+    p = k.mul(beta).neg();
+    solve(k, p, k, after, after, x);
+  } else if (general) {
+    p = chunked(x.p);
+    read_p = scores(q, p, reading, after, read_before);
+    solve(chunked(x.r), p, k, before, after, x);
   }
-  Tensor k_end = k, p_end = p, a_end;  // decayed to the end of the chunk
-  if (decays) {
-    const Tensor last = after.sum.slice(3, length - 1),
-                 last_reset = after.reset.slice(3, length - 1);
-    const Tensor e = decay_between(last, after.sum, last_reset, after.reset, x.compute);
-    k_end = k.mul(e);
-    if (general) p_end = p.mul(e);
-    a_end = at::exp(last).to(x.compute).mul(last_reset.eq(0).to(x.compute)).transpose(-1, -2);
-  }
+  decay_to_end(k, p, after, length, x);
+}
+
+void Chunks::solve(const Tensor& r, const Tensor& p, const Tensor& k, const LogDecay& correcting,
+                   const LogDecay& after, const Prepared& x) {
+  const Tensor a = scores(r, p, correcting, after, true);
+  const Tensor g = delta ? a.neg() : scores(r, k, correcting, after, true);
+  const Tensor r_start = decays ? r.mul(from_start(correcting, x)) : r;
+  const Tensor system = at::eye(a.size(-1), a.options()).sub(a);
+  const Tensor solved = at::linalg_solve_triangular(
+      system, at::cat({r_start, at::matmul(g, v)}, -1), false, true, true);
+  solve_state = solved.slice(-1, 0, r.size(-1));
+  solve_value = solved.slice(-1, r.size(-1));
+}
+
+void Chunks::decay_to_end(const Tensor& k, const Tensor& p, const LogDecay& after, int64_t length,
+                          const Prepared& x) {
+  k_end = k;
+  p_end = p;
+  if (!decays) return;
+  const Tensor last = after.sum.slice(3, length - 1), last_reset = after.reset.slice(3, length - 1);
+  const Tensor e = decay_between(last, after.sum, last_reset, after.reset, x.compute);
+  k_end = k.mul(e);
+  if (general) p_end = p.mul(e);
+  a_end = at::exp(last).to(x.compute).mul(last_reset.eq(0).to(x.compute)).transpose(-1, -2);
+}
+
+// A span of tokens whose number is a multiple of `length`: changes x.state, returns out [B,T,H,V].
+Tensor chunked_span(Prepared& x, int64_t length, bool read_before) {
+  const int64_t b = x.q.size(0), t = x.q.size(1), h = x.q.size(2), chunks = t / length;
+  const Chunks c(x, length, read_before);
   std::vector<Tensor> outs;
   Tensor s = x.state;
   for (int64_t n = 0; n < chunks; ++n) {
     const auto of = [n](const Tensor& u) { return u.select(2, n); };
-    Tensor value = of(v);
+    Tensor value = of(c.v);
     Tensor y;
-    if (delta || general) y = at::matmul(of(solve_state), s).add(of(solve_value));
-    if (delta) value = value.sub(y).mul(of(beta));
-    Tensor out = at::matmul(of(q_start), s).add(at::matmul(of(read_k), value));
-    if (bonus.defined()) out = out.add(of(bonus).mul(of(v)));
-    Tensor next = decays ? s.mul(of(a_end)) : s;
-    next = next.add(at::matmul(of(k_end).transpose(-1, -2), value));
-    if (general) {
-      out = out.add(at::matmul(of(read_p), y));
-      next = next.add(at::matmul(of(p_end).transpose(-1, -2), y));
+    if (c.delta || c.general) y = at::matmul(of(c.solve_state), s).add(of(c.solve_value));
+    if (c.delta) value = value.sub(y).mul(of(c.beta));
+    Tensor out = at::matmul(of(c.q_start), s).add(at::matmul(of(c.read_k), value));
+    if (c.bonus.defined()) out = out.add(of(c.bonus).mul(of(c.v)));
+    Tensor next = c.decays ? s.mul(of(c.a_end)) : s;
+    next = next.add(at::matmul(of(c.k_end).transpose(-1, -2), value));
+    if (c.general) {
+      out = out.add(at::matmul(of(c.read_p), y));
+      next = next.add(at::matmul(of(c.p_end).transpose(-1, -2), y));
     }
     outs.push_back(out);
     s = next;

@@ -295,6 +295,84 @@ HWY_NOINLINE void carried_decay_grads(const Block& b, const float* state, const 
   }
 }
 
+// What the pairs of tokens that the block's sums were made of get from the values, as matrices over
+// pairs (g.mqk, ...): queries with keys and with p, corrections likewise.
+HWY_NOINLINE void pairs_from_values(const Block& b, const float* value, BlockGrads& g) {
+  transpose(b.length, b.ldv, g.o, b.ldv, g.turned_o, b.ldm);
+  pair_grads(b, value, g.turned_o, b.before, g.mqk);
+  if (b.general) pair_grads(b, b.x, g.turned_o, b.before, g.mqp);
+  if (!b.correct) return;
+  transpose(b.length, b.ldv, g.x, b.ldv, g.turned_x, b.ldm);
+  pair_grads(b, value, g.turned_x, true, g.mck);
+  if (b.general) pair_grads(b, b.x, g.turned_x, true, g.mcp);
+}
+
+// Through what the rows read from the state at the block's start and wrote to that at its end.
+HWY_NOINLINE void rows_through_states(const Block& b, const float* value, const float* state,
+                                      const float* grad_state, bool decays, BlockGrads& g) {
+  state_times(b, state, g.turned_o, g.turned_key, g.decayed);
+  through_factor(b, b.qe, true, b.before ? 0 : 1, decays, g, g.q);
+  if (b.correct) {
+    state_times(b, state, g.turned_x, g.turned_key, g.decayed);
+    through_factor(b, b.ce, true, b.general ? 0 : 1, decays, g, g.c);
+  }
+  transpose(b.length, b.ldv, value, b.ldv, g.turned_value, b.ldm);
+  state_times(b, grad_state, g.turned_value, g.turned_key, g.decayed);
+  through_factor(b, b.ke, false, 0, decays, g, g.k);
+  if (b.general) {
+    transpose(b.length, b.ldv, b.x, b.ldv, g.turned_value, b.ldm);
+    state_times(b, grad_state, g.turned_value, g.turned_key, g.decayed);
+    through_factor(b, b.pe, false, 0, decays, g, g.p);
+  }
+}
+
+// From the matrices over pairs to the rows.
+HWY_NOINLINE void rows_from_pairs(const Block& b, bool decays, BlockGrads& g) {
+  if (b.channel) {
+    if (b.correct) {
+      channel_pair_grads<true>(b, b.k, g.mqk, g.mck, b.general, g, g.k);
+      if (b.general) channel_pair_grads<true>(b, b.p, g.mqp, g.mcp, true, g, g.p);
+    } else {
+      channel_pair_grads<false>(b, b.k, g.mqk, nullptr, false, g, g.k);
+    }
+    return;
+  }
+  float* decay = decays ? g.decay : nullptr;
+  scalar_pair_grads(b, b.q, b.k, b.weight_q, b.mqk, b.before, g.mqk, g.q, g.k, decay);
+  if (b.general) {
+    scalar_pair_grads(b, b.q, b.p, b.weight_q, b.mqp, b.before, g.mqp, g.q, g.p, decay);
+  }
+  if (b.correct) {
+    scalar_pair_grads(b, b.c, b.k, b.weight_c, b.mck, b.general, g.mck, g.c, g.k, decay);
+  }
+  if (b.general) {
+    scalar_pair_grads(b, b.c, b.p, b.weight_c, b.mcp, true, g.mcp, g.c, g.p, decay);
+  }
+}
+
+// Through the tokens' own values, read by the bonus.
+HWY_NOINLINE void bonus_grads(const Block& b, double* grad_bonus, BlockGrads& g) {
+  const DF d;
+  for (int64_t i = 0; i < b.length; ++i) {
+    const VF to_value = hn::Set(d, row_dot(g.o + i * b.ldv, b.v + i * b.ldv, b.ldv));
+    HWY_ALIGN float token[kLanes];
+    for (int64_t e = 0; e < b.ldk; e += kLanes) {
+      const int64_t at = i * b.ldk + e;
+      const VF u = hn::LoadU(d, b.bonus + e), q = hn::LoadU(d, b.q + at);
+      const VF k = hn::LoadU(d, b.k + at), ut = hn::Mul(u, to_value);
+      hn::StoreU(hn::MulAdd(ut, k, hn::LoadU(d, g.q + at)), d, g.q + at);
+      hn::StoreU(hn::MulAdd(ut, q, hn::LoadU(d, g.k + at)), d, g.k + at);
+      hn::Store(hn::Mul(hn::Mul(q, k), to_value), d, token);
+      for (int64_t lane = 0; lane < kLanes; ++lane) grad_bonus[e + lane] += token[lane];
+    }
+    const VF own = hn::Set(d, b.own[i]);
+    for (int64_t e = 0; e < b.ldv; e += kLanes) {
+      float* at = g.v + i * b.ldv + e;
+      hn::StoreU(hn::MulAdd(own, hn::LoadU(d, g.o + i * b.ldv + e), hn::LoadU(d, at)), d, at);
+    }
+  }
+}
+
 // All gradients of a prepared block; `state` is the one at its start. grad_state goes from the end
 // of the block to its start.
 HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float* state,
@@ -307,72 +385,11 @@ HWY_NOINLINE void block_grads(const ScanProblem& s, const Block& b, const float*
   for (float* tile : {g.q, g.k, g.c, g.p}) std::fill_n(tile, l * b.ldk, 0.0f);
 
   value_grads(b, grad_state, g);
-  transpose(l, b.ldv, g.o, b.ldv, g.turned_o, b.ldm);
-  pair_grads(b, value, g.turned_o, b.before, g.mqk);
-  if (b.general) pair_grads(b, b.x, g.turned_o, b.before, g.mqp);
-  if (b.correct) {
-    transpose(l, b.ldv, g.x, b.ldv, g.turned_x, b.ldm);
-    pair_grads(b, value, g.turned_x, true, g.mck);
-    if (b.general) pair_grads(b, b.x, g.turned_x, true, g.mcp);
-  }
-
-  state_times(b, state, g.turned_o, g.turned_key, g.decayed);
-  through_factor(b, b.qe, true, b.before ? 0 : 1, decays, g, g.q);
-  if (b.correct) {
-    state_times(b, state, g.turned_x, g.turned_key, g.decayed);
-    through_factor(b, b.ce, true, b.general ? 0 : 1, decays, g, g.c);
-  }
-  transpose(l, b.ldv, value, b.ldv, g.turned_value, b.ldm);
-  state_times(b, grad_state, g.turned_value, g.turned_key, g.decayed);
-  through_factor(b, b.ke, false, 0, decays, g, g.k);
-  if (b.general) {
-    transpose(l, b.ldv, b.x, b.ldv, g.turned_value, b.ldm);
-    state_times(b, grad_state, g.turned_value, g.turned_key, g.decayed);
-    through_factor(b, b.pe, false, 0, decays, g, g.p);
-  }
+  pairs_from_values(b, value, g);
+  rows_through_states(b, value, state, grad_state, decays, g);
   if (decays) carried_decay_grads(b, state, grad_state, g);
-
-  if (b.channel) {
-    if (b.correct) {
-      channel_pair_grads<true>(b, b.k, g.mqk, g.mck, b.general, g, g.k);
-      if (b.general) channel_pair_grads<true>(b, b.p, g.mqp, g.mcp, true, g, g.p);
-    } else {
-      channel_pair_grads<false>(b, b.k, g.mqk, nullptr, false, g, g.k);
-    }
-  } else {
-    float* decay = decays ? g.decay : nullptr;
-    scalar_pair_grads(b, b.q, b.k, b.weight_q, b.mqk, b.before, g.mqk, g.q, g.k, decay);
-    if (b.general) {
-      scalar_pair_grads(b, b.q, b.p, b.weight_q, b.mqp, b.before, g.mqp, g.q, g.p, decay);
-    }
-    if (b.correct) {
-      scalar_pair_grads(b, b.c, b.k, b.weight_c, b.mck, b.general, g.mck, g.c, g.k, decay);
-    }
-    if (b.general) {
-      scalar_pair_grads(b, b.c, b.p, b.weight_c, b.mcp, true, g.mcp, g.c, g.p, decay);
-    }
-  }
-
-  if (s.bonus) {
-    for (int64_t i = 0; i < l; ++i) {
-      const VF to_value = hn::Set(d, row_dot(g.o + i * b.ldv, b.v + i * b.ldv, b.ldv));
-      HWY_ALIGN float token[kLanes];
-      for (int64_t e = 0; e < b.ldk; e += kLanes) {
-        const int64_t at = i * b.ldk + e;
-        const VF u = hn::LoadU(d, b.bonus + e), q = hn::LoadU(d, b.q + at);
-        const VF k = hn::LoadU(d, b.k + at), ut = hn::Mul(u, to_value);
-        hn::StoreU(hn::MulAdd(ut, k, hn::LoadU(d, g.q + at)), d, g.q + at);
-        hn::StoreU(hn::MulAdd(ut, q, hn::LoadU(d, g.k + at)), d, g.k + at);
-        hn::Store(hn::Mul(hn::Mul(q, k), to_value), d, token);
-        for (int64_t lane = 0; lane < kLanes; ++lane) grad_bonus[e + lane] += token[lane];
-      }
-      const VF own = hn::Set(d, b.own[i]);
-      for (int64_t e = 0; e < b.ldv; e += kLanes) {
-        float* at = g.v + i * b.ldv + e;
-        hn::StoreU(hn::MulAdd(own, hn::LoadU(d, g.o + i * b.ldv + e), hn::LoadU(d, at)), d, at);
-      }
-    }
-  }
+  rows_from_pairs(b, decays, g);
+  if (s.bonus) bonus_grads(b, grad_bonus, g);
   if (b.correct && !b.general) {  // delta: the rows c are -k
     for (int64_t i = 0; i < l * b.ldk; i += kLanes) {
       hn::StoreU(hn::Sub(hn::LoadU(d, g.k + i), hn::LoadU(d, g.c + i)), d, g.k + i);
@@ -405,6 +422,147 @@ HWY_NOINLINE void store_tokens(const ScanProblem& s, const Block& b, const float
   }
 }
 
+// One sequence, head and block of columns on the way forward and back. The sequence is cut into
+// segments of blocks: states at the starts of segments are kept, those inside are computed again.
+class BackwardPass {
+ public:
+  BackwardPass(const ScanProblem& s, const ScanGradProblem& out, int64_t n, int64_t h,
+               ScanColumns columns, int64_t longest, Arena& arena)
+      : s_(s),
+        out_(out),
+        n_(n),
+        h_(h),
+        columns_(columns),
+        span_(s.span(n)),
+        decays_(s.decay != Decay::kNone),
+        b_(s, columns.width, 1, arena),
+        g_(b_, arena),
+        most_blocks_((longest + b_.block - 1) / b_.block),
+        per_segment_(blocks_per_segment(most_blocks_)),
+        kept_(b_, most_blocks_, per_segment_, arena),
+        blocks_((span_.length + b_.block - 1) / b_.block),
+        segments_((blocks_ + per_segment_ - 1) / per_segment_) {
+    b_.tokens.first = span_.begin;
+    b_.tokens.last = span_.begin + span_.length;
+    // Key gradients are turned over whole padded rows.
+    std::fill_n(g_.turned_key, b_.ldk * b_.ldm, 0.0f);
+    std::fill_n(kept_.bonus, b_.ldk, 0.0);
+  }
+
+  void forward() {
+    load_state(s_.initial_state, n_, h_, columns_, b_, kept_.state);
+    for (int64_t segment = 0; segment < segments_; ++segment) {
+      std::copy_n(kept_.state, b_.floats(), kept_.starts + segment * b_.floats());
+      if (segment + 1 == segments_) break;
+      for (int64_t i = 0; i < per_segment_; ++i) {
+        step_state(segment * per_segment_ + i, kept_.state, kept_.state, false);
+      }
+    }
+  }
+
+  void backward() {
+    load_state(out_.grad_final_state, n_, h_, columns_, b_, kept_.grad_state);
+    for (int64_t segment = segments_ - 1; segment >= 0; --segment) {
+      const int64_t first = segment * per_segment_, last = std::min(blocks_, first + per_segment_);
+      const int64_t size = b_.floats();
+      const auto state_of = [&](int64_t block) {
+        return block == first ? kept_.starts + segment * size
+                              : kept_.inside + (block - first) * size;
+      };
+      const bool passed = kept_.all_values && segment + 1 < segments_;  // by forward()
+      for (int64_t block = first; block + 1 < last; ++block) {
+        step_state(block, state_of(block), state_of(block + 1), passed);
+      }
+      for (int64_t block = last - 1; block >= first; --block) {
+        grads_of(block, state_of(block), passed || block + 1 < last);
+      }
+    }
+    hwy::FlushStream();  // before another thread is told that the gradients are there
+    const float one = 1;
+    store_state(kept_.grad_state, &one, 0, b_, n_, h_, columns_, out_.initial_state);
+  }
+
+  double head_decay() const { return decay_sum_; }
+  const double* bonus() const { return kept_.bonus; }
+
+ private:
+  int64_t length_of(int64_t block) const {
+    return std::min(b_.block, span_.length - block * b_.block);
+  }
+
+  // X of a prepared block whose state is `state`: if `known` from where it was kept, else kept now.
+  void values_of(int64_t block, const float* state, bool known) {
+    if (!b_.correct) return;
+    const int64_t place = kept_.all_values ? block : block % per_segment_;
+    b_.x = kept_.values + place * b_.block * b_.ldv;
+    if (b_.general) b_.w = b_.x;
+    if (!known) {
+      correct_values(b_, state);
+    } else if (!b_.general) {
+      scale_rows(b_.x, b_.beta, 1, b_.length, b_.ldv, b_.w);
+    }
+  }
+
+  void step_state(int64_t block, const float* from, float* to, bool known) {
+    b_.tokens.ahead = b_.block;
+    prepare_block(s_, b_, span_.b, span_.begin + block * b_.block, h_, length_of(block), columns_,
+                  true);
+    values_of(block, from, known);
+    stored_.decay(b_.factors_now->total, StoredState::kNone);
+    Start start = decayed(b_, decays_, stored_);
+    start.from = from;
+    advance_state(b_, start, to);
+  }
+
+  void grads_of(int64_t block, const float* state, bool known) {
+    const int64_t l = length_of(block);
+    b_.tokens.ahead = -b_.block;
+    prepare_block(s_, b_, span_.b, span_.begin + block * b_.block, h_, l, columns_);
+    values_of(block, state, known);
+    b_.tokens.load(out_.grad_out, b_.dv, 1, g_.o, b_.ldv, columns_.begin);
+    // The products of value_grads and of the state's gradient.
+    b_.tokens.fetch.spread(2 * l * b_.dk * b_.ldv / kLanes);
+    block_grads(s_, b_, state, kept_.grad_state, kept_.bonus, g_);
+    const DF d;
+    for (int64_t i = 0; i < l * b_.ldk; i += kLanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, g_.q + i), hn::Set(d, s_.scale)), d, g_.q + i);
+    }
+    store_grads(l);
+  }
+
+  void store_grads(int64_t l) {
+    store_tokens(s_, b_, g_.q, b_.ldk, b_.dk, out_.q);
+    store_tokens(s_, b_, g_.k, b_.ldk, b_.dk, out_.k);
+    store_tokens(s_, b_, g_.v, b_.ldv, b_.dv, out_.v, columns_.begin);
+    if (b_.general) {
+      store_tokens(s_, b_, g_.p, b_.ldk, b_.dk, out_.p);
+      store_tokens(s_, b_, g_.c, b_.ldk, b_.dk, out_.r);
+    }
+    if (s_.correction == Correction::kDelta) store_tokens(s_, b_, g_.beta, 1, 1, out_.beta);
+    if (b_.channel) {
+      store_tokens(s_, b_, g_.decay, b_.ldk, b_.dk, out_.log_decay);
+    } else if (s_.decay == Decay::kToken) {
+      store_tokens(s_, b_, g_.decay, 1, 1, out_.log_decay);
+    } else if (decays_) {
+      for (int64_t i = 0; i < l; ++i) decay_sum_ += g_.decay[i];
+    }
+  }
+
+  const ScanProblem& s_;
+  const ScanGradProblem& out_;
+  const int64_t n_, h_;
+  const ScanColumns columns_;
+  const ScanProblem::Span span_;
+  const bool decays_;
+  Block b_;
+  BlockGrads g_;
+  const int64_t most_blocks_, per_segment_;
+  const Kept kept_;
+  const int64_t blocks_, segments_;
+  StoredState stored_;
+  double decay_sum_ = 0;
+};
+
 // One (sequence, head, block of columns). Gradients of v and of the initial state have columns of
 // their own; all others are this block's part of a sum over columns, written to `out`. head_decay
 // and bonus are this task's parts of sums over sequences and columns.
@@ -412,100 +570,11 @@ void backward_task(const ScanProblem& s, const ScanGradProblem& out, int64_t n, 
                    ScanColumns columns, int64_t longest, float* scratch, double* head_decay,
                    double* bonus) {
   Arena arena(scratch);
-  Block b(s, columns.width, 1, arena);
-  BlockGrads g(b, arena);
-  const int64_t most_blocks = (longest + b.block - 1) / b.block;
-  const int64_t per_segment = blocks_per_segment(most_blocks);
-  const Kept kept(b, most_blocks, per_segment, arena);
-  const int64_t size = b.floats();
-  const bool decays = s.decay != Decay::kNone;
-  const auto span = s.span(n);
-  const int64_t blocks = (span.length + b.block - 1) / b.block;
-  const int64_t segments = (blocks + per_segment - 1) / per_segment;
-  b.tokens.first = span.begin;
-  b.tokens.last = span.begin + span.length;
-  // Key gradients are turned over whole padded rows.
-  std::fill_n(g.turned_key, b.ldk * b.ldm, 0.0f);
-  std::fill_n(kept.bonus, b.ldk, 0.0);
-  double decay_sum = 0;
-  StoredState stored;
-
-  auto length_of = [&](int64_t block) { return std::min(b.block, span.length - block * b.block); };
-  // X of a prepared block whose state is `state`: if `known` from where it was kept, else kept now.
-  auto values_of = [&](int64_t block, const float* state, bool known) HWY_ATTR {
-    if (!b.correct) return;
-    b.x = kept.values + (kept.all_values ? block : block % per_segment) * b.block * b.ldv;
-    if (b.general) b.w = b.x;
-    if (!known) {
-      correct_values(b, state);
-    } else if (!b.general) {
-      scale_rows(b.x, b.beta, 1, b.length, b.ldv, b.w);
-    }
-  };
-  auto step_state = [&](int64_t block, const float* from, float* to, bool known) HWY_ATTR {
-    b.tokens.ahead = b.block;
-    prepare_block(s, b, span.b, span.begin + block * b.block, h, length_of(block), columns, true);
-    values_of(block, from, known);
-    stored.decay(b.factors_now->total, StoredState::kNone);
-    Start start = decayed(b, decays, stored);
-    start.from = from;
-    advance_state(b, start, to);
-  };
-
-  load_state(s.initial_state, n, h, columns, b, kept.state);
-  for (int64_t segment = 0; segment < segments; ++segment) {
-    std::copy_n(kept.state, size, kept.starts + segment * size);
-    if (segment + 1 == segments) break;
-    for (int64_t i = 0; i < per_segment; ++i) {
-      step_state(segment * per_segment + i, kept.state, kept.state, false);
-    }
-  }
-  load_state(out.grad_final_state, n, h, columns, b, kept.grad_state);
-  for (int64_t segment = segments - 1; segment >= 0; --segment) {
-    const int64_t first = segment * per_segment, last = std::min(blocks, first + per_segment);
-    const auto state_of = [&](int64_t block) {
-      return block == first ? kept.starts + segment * size : kept.inside + (block - first) * size;
-    };
-    const bool passed = kept.all_values && segment + 1 < segments;  // by the first pass
-    for (int64_t block = first; block + 1 < last; ++block) {
-      step_state(block, state_of(block), state_of(block + 1), passed);
-    }
-    for (int64_t block = last - 1; block >= first; --block) {
-      const float* state = state_of(block);
-      const int64_t t = span.begin + block * b.block, l = length_of(block);
-      b.tokens.ahead = -b.block;
-      prepare_block(s, b, span.b, t, h, l, columns);
-      values_of(block, state, passed || block + 1 < last);
-      b.tokens.load(out.grad_out, b.dv, 1, g.o, b.ldv, columns.begin);
-      // The products of value_grads and of the state's gradient.
-      b.tokens.fetch.spread(2 * l * b.dk * b.ldv / kLanes);
-      block_grads(s, b, state, kept.grad_state, kept.bonus, g);
-      const DF d;
-      for (int64_t i = 0; i < l * b.ldk; i += kLanes) {
-        hn::StoreU(hn::Mul(hn::LoadU(d, g.q + i), hn::Set(d, s.scale)), d, g.q + i);
-      }
-      store_tokens(s, b, g.q, b.ldk, b.dk, out.q);
-      store_tokens(s, b, g.k, b.ldk, b.dk, out.k);
-      store_tokens(s, b, g.v, b.ldv, b.dv, out.v, columns.begin);
-      if (b.general) {
-        store_tokens(s, b, g.p, b.ldk, b.dk, out.p);
-        store_tokens(s, b, g.c, b.ldk, b.dk, out.r);
-      }
-      if (s.correction == Correction::kDelta) store_tokens(s, b, g.beta, 1, 1, out.beta);
-      if (b.channel) {
-        store_tokens(s, b, g.decay, b.ldk, b.dk, out.log_decay);
-      } else if (s.decay == Decay::kToken) {
-        store_tokens(s, b, g.decay, 1, 1, out.log_decay);
-      } else if (decays) {
-        for (int64_t i = 0; i < l; ++i) decay_sum += g.decay[i];
-      }
-    }
-  }
-  hwy::FlushStream();  // before another thread is told that the gradients are there
-  const float one = 1;
-  store_state(kept.grad_state, &one, 0, b, n, h, columns, out.initial_state);
-  *head_decay = decay_sum;
-  std::copy_n(kept.bonus, b.dk, bonus);
+  BackwardPass pass(s, out, n, h, columns, longest, arena);
+  pass.forward();
+  pass.backward();
+  *head_decay = pass.head_decay();
+  std::copy_n(pass.bonus(), s.dk, bonus);
 }
 
 }  // namespace heed::kernel::HWY_NAMESPACE

@@ -73,21 +73,21 @@ heed_status scan_fail(heed_status status, const char* format, ...) {
 
 const char* scan_message() { return message; }
 
-heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
-                       ScanProblem* problem) {
-  message[0] = 0;
+namespace {
+
+// Sizes and options of the call; `p` is filled with them.
+heed_status check_sizes(const ScanArgs& args, ScanProblem& p) {
   if (args.struct_size != sizeof(ScanArgs)) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: ScanArgs of another version (%u bytes, not %zu)",
                      args.struct_size, sizeof(ScanArgs));
   }
-  ScanProblem p;
   if (args.q.data == nullptr && args.q.rank != 4) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: q is missing");
   }
   if (args.q.rank != 4 || args.v.rank != 4) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: q and v must have rank 4, [B, T, H, D]");
   }
-  p.batch = args.q.sizes[0];
+  p.batch = p.sequences = args.q.sizes[0];
   p.time = args.q.sizes[1];
   p.heads = args.q.sizes[2];
   p.dk = args.q.sizes[3];
@@ -104,93 +104,145 @@ heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: chunk is %lld, it must be at least 1",
                      static_cast<long long>(p.chunk));
   }
-  p.sequences = p.batch;
-  if (args.cu_seqlens != nullptr) {
-    const int64_t n = args.sequences;
-    if (p.batch != 1 || n < 0) {
-      return scan_fail(HEED_INVALID_ARGUMENT, "scan: a pack (cu_seqlens) has B = 1, not %lld",
-                       static_cast<long long>(p.batch));
-    }
-    if (args.cu_seqlens[0] != 0 || args.cu_seqlens[n] != p.time) {
-      return scan_fail(HEED_INVALID_ARGUMENT,
-                       "scan: cu_seqlens must start at 0 and end at T = %lld",
-                       static_cast<long long>(p.time));
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      if (args.cu_seqlens[i + 1] < args.cu_seqlens[i]) {
-        return scan_fail(HEED_INVALID_ARGUMENT, "scan: cu_seqlens decreases at entry %lld",
-                         static_cast<long long>(i) + 1);
-      }
-    }
-    p.sequences = n;
-    p.cu_seqlens = args.cu_seqlens;
-  }
-  const Shape keys{4, {p.batch, p.time, p.heads, p.dk}};
-  const Shape values{4, {p.batch, p.time, p.heads, p.dv}};
-  const Shape scalars{3, {p.batch, p.time, p.heads}};
-  const Shape states{4, {p.sequences, p.heads, p.dk, p.dv}};
-
-  // A tensor of no tokens may have a null pointer.
-  const bool empty = p.batch == 0 || p.time == 0;
-  auto take = [&](const char* name, const heed_view& view, const Shape& shape, bool token,
-                  bool required, ScanTensor* out) -> heed_status {
-    if (view.data == nullptr && (!required || empty)) return HEED_OK;
-    if (view.data == nullptr) return scan_fail(HEED_INVALID_ARGUMENT, "scan: %s is missing", name);
-    const heed_status status = check_view(name, view, shape, token, shape.rank == 4, dtypes);
-    if (status == HEED_OK) *out = tokens(view);
-    return status;
-  };
-#define HEED_SCAN_TAKE(...)                       \
-  do {                                            \
-    const heed_status status = take(__VA_ARGS__); \
-    if (status != HEED_OK) return status;         \
-  } while (0)
-  HEED_SCAN_TAKE("q", args.q, keys, true, true, &p.q);
-  HEED_SCAN_TAKE("k", args.k, keys, true, true, &p.k);
-  HEED_SCAN_TAKE("v", args.v, values, true, true, &p.v);
-  if (p.correction == Correction::kGeneral) {
-    HEED_SCAN_TAKE("p", args.p, keys, true, true, &p.p);
-    HEED_SCAN_TAKE("r", args.r, keys, true, true, &p.r);
-  } else if (p.correction == Correction::kDelta) {
-    HEED_SCAN_TAKE("beta", args.beta, scalars, false, true, &p.beta);
-  } else if (p.correction != Correction::kNone) {
+  if (p.correction < Correction::kNone || p.correction > Correction::kGeneral) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: unknown correction %d",
                      static_cast<int>(p.correction));
   }
-  if (p.decay == Decay::kToken) {
-    HEED_SCAN_TAKE("log_decay", args.log_decay, scalars, false, true, &p.log_decay);
-  } else if (p.decay == Decay::kChannel) {
-    HEED_SCAN_TAKE("log_decay", args.log_decay, keys, false, true, &p.log_decay);
-  } else if (p.decay == Decay::kHead) {
-    if (args.log_decay.data == nullptr) {
-      return scan_fail(HEED_INVALID_ARGUMENT, "scan: log_decay is missing");
-    }
-    const heed_status status =
-        check_view("log_decay", args.log_decay, {1, {p.heads}}, false, false, dtypes);
-    if (status != HEED_OK) return status;
-    p.log_decay = {static_cast<char*>(args.log_decay.data), args.log_decay.dtype, 0, 0,
-                   args.log_decay.strides[0]};
-  } else if (p.decay != Decay::kNone) {
+  if (p.decay < Decay::kNone || p.decay > Decay::kChannel) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: unknown decay %d", static_cast<int>(p.decay));
   }
   if (p.read != Read::kAfter && p.read != Read::kBefore) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: unknown read %d", static_cast<int>(p.read));
   }
-  if (args.bonus.data != nullptr) {
-    if (p.read != Read::kBefore) {
-      return scan_fail(HEED_INVALID_ARGUMENT, "scan: bonus needs read = before");
+  if (args.bonus.data != nullptr && p.read != Read::kBefore) {
+    return scan_fail(HEED_INVALID_ARGUMENT, "scan: bonus needs read = before");
+  }
+  return HEED_OK;
+}
+
+heed_status check_pack(const ScanArgs& args, ScanProblem& p) {
+  if (args.cu_seqlens == nullptr) return HEED_OK;
+  const int64_t n = args.sequences;
+  if (p.batch != 1 || n < 0) {
+    return scan_fail(HEED_INVALID_ARGUMENT, "scan: a pack (cu_seqlens) has B = 1, not %lld",
+                     static_cast<long long>(p.batch));
+  }
+  if (args.cu_seqlens[0] != 0 || args.cu_seqlens[n] != p.time) {
+    return scan_fail(HEED_INVALID_ARGUMENT, "scan: cu_seqlens must start at 0 and end at T = %lld",
+                     static_cast<long long>(p.time));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (args.cu_seqlens[i + 1] < args.cu_seqlens[i]) {
+      return scan_fail(HEED_INVALID_ARGUMENT, "scan: cu_seqlens decreases at entry %lld",
+                       static_cast<long long>(i) + 1);
     }
-    const heed_status status =
-        check_view("bonus", args.bonus, {2, {p.heads, p.dk}}, false, true, dtypes);
-    if (status != HEED_OK) return status;
-    p.bonus = {static_cast<char*>(args.bonus.data), args.bonus.dtype, 0, 0, args.bonus.strides[0]};
   }
-  HEED_SCAN_TAKE("initial_state", args.initial_state, states, false, false, &p.initial_state);
+  p.sequences = n;
+  p.cu_seqlens = args.cu_seqlens;
+  return HEED_OK;
+}
+
+// Takes the tensors of a call one after another; the first that does not fit stays the status.
+class Taker {
+ public:
+  enum Needed { kOptional, kRequired };
+
+  Taker(const ScanProblem& p, ScanDtypes dtypes)
+      : dtypes_(dtypes),
+        // A tensor of no tokens may have a null pointer.
+        empty_(p.batch == 0 || p.time == 0),
+        keys_{4, {p.batch, p.time, p.heads, p.dk}},
+        values_{4, {p.batch, p.time, p.heads, p.dv}},
+        scalars_{3, {p.batch, p.time, p.heads}},
+        states_{4, {p.sequences, p.heads, p.dk, p.dv}},
+        heads_{1, {p.heads}},
+        channels_{2, {p.heads, p.dk}} {}
+
+  // Token tensors [B, T, H, Dk] and [B, T, H, Dv].
+  ScanTensor keys(const char* name, const heed_view& view, Needed needed) {
+    return take(name, view, keys_, true, needed, true);
+  }
+  ScanTensor values(const char* name, const heed_view& view, Needed needed) {
+    return take(name, view, values_, true, needed, true);
+  }
+  ScanTensor scalars(const char* name, const heed_view& view, Needed needed) {
+    return take(name, view, scalars_, false, needed, true);
+  }
+  ScanTensor state(const char* name, const heed_view& view) {
+    return take(name, view, states_, false, kOptional, true);
+  }
+  // [H, Dk], the same for every token.
+  ScanTensor channels(const char* name, const heed_view& view) {
+    return take(name, view, channels_, false, kOptional, false);
+  }
+  ScanTensor log_decay(const char* name, const heed_view& view, Decay decay, Needed needed) {
+    switch (decay) {
+      case Decay::kNone:
+        return {};
+      case Decay::kHead:
+        return take(name, view, heads_, false, needed, false);
+      case Decay::kToken:
+        return take(name, view, scalars_, false, needed, true);
+      case Decay::kChannel:
+        return take(name, view, keys_, false, needed, true);
+    }
+    return {};
+  }
+
+  heed_status status() const { return status_; }
+  bool empty() const { return empty_; }
+
+ private:
+  ScanTensor take(const char* name, const heed_view& view, const Shape& shape, bool token,
+                  Needed needed, bool of_tokens) {
+    if (status_ != HEED_OK) return {};
+    if (view.data == nullptr) {
+      if (needed == kRequired && !(empty_ && of_tokens)) {
+        status_ = scan_fail(HEED_INVALID_ARGUMENT, "scan: %s is missing", name);
+      }
+      return {};
+    }
+    const bool rows = shape.rank == 4 || shape.rank == 2;
+    status_ = check_view(name, view, shape, token, rows, dtypes_);
+    if (status_ != HEED_OK) return {};
+    if (of_tokens) return tokens(view);
+    return {static_cast<char*>(view.data), view.dtype, 0, 0, view.strides[0]};
+  }
+
+  ScanDtypes dtypes_;
+  bool empty_;
+  Shape keys_, values_, scalars_, states_, heads_, channels_;
+  heed_status status_ = HEED_OK;
+};
+
+}  // namespace
+
+heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
+                       ScanProblem* problem) {
+  message[0] = 0;
+  ScanProblem p;
+  heed_status status = check_sizes(args, p);
+  if (status == HEED_OK) status = check_pack(args, p);
+  if (status != HEED_OK) return status;
+  Taker take(p, dtypes);
+  p.q = take.keys("q", args.q, Taker::kRequired);
+  p.k = take.keys("k", args.k, Taker::kRequired);
+  p.v = take.values("v", args.v, Taker::kRequired);
+  if (p.correction == Correction::kGeneral) {
+    p.p = take.keys("p", args.p, Taker::kRequired);
+    p.r = take.keys("r", args.r, Taker::kRequired);
+  } else if (p.correction == Correction::kDelta) {
+    p.beta = take.scalars("beta", args.beta, Taker::kRequired);
+  }
+  p.log_decay = take.log_decay("log_decay", args.log_decay, p.decay, Taker::kRequired);
+  p.bonus = take.channels("bonus", args.bonus);
+  p.initial_state = take.state("initial_state", args.initial_state);
   if (need_out) {
-    HEED_SCAN_TAKE("out", args.out, values, true, true, &p.out);
-    HEED_SCAN_TAKE("final_state", args.final_state, states, false, false, &p.final_state);
+    p.out = take.values("out", args.out, Taker::kRequired);
+    p.final_state = take.state("final_state", args.final_state);
   }
-  if (dtypes == ScanDtypes::kKernel && !empty) {
+  if (take.status() != HEED_OK) return take.status();
+  if (dtypes == ScanDtypes::kKernel && !take.empty()) {
     for (const ScanTensor* t : {&p.k, &p.v, &p.p, &p.r, &p.out}) {
       if (*t && t->dtype != p.q.dtype) {
         return scan_fail(HEED_INVALID_ARGUMENT, "scan: q, k, v, p, r and out differ in dtype");
@@ -256,56 +308,26 @@ heed_status check_scan_grads(const ScanGrads& grads, ScanDtypes dtypes, const Sc
                      "scan: ScanGrads of another version (%u bytes, not %zu)", grads.struct_size,
                      sizeof(ScanGrads));
   }
-  const Shape keys{4, {p.batch, p.time, p.heads, p.dk}};
-  const Shape values{4, {p.batch, p.time, p.heads, p.dv}};
-  const Shape scalars{3, {p.batch, p.time, p.heads}};
-  const Shape states{4, {p.sequences, p.heads, p.dk, p.dv}};
-  const bool empty = p.batch == 0 || p.time == 0;
+  Taker take(p, dtypes);
   ScanGradProblem g;
-  auto take = [&](const char* name, const heed_view& view, const Shape& shape, bool token,
-                  ScanTensor* tensor) -> heed_status {
-    if (view.data == nullptr) return HEED_OK;
-    const heed_status status = check_view(name, view, shape, token, shape.rank == 4, dtypes);
-    if (status == HEED_OK) *tensor = tokens(view);
-    return status;
-  };
-  HEED_SCAN_TAKE("grad_out", grads.grad_out, values, true, &g.grad_out);
-  if (!g.grad_out && !empty) {
-    return scan_fail(HEED_INVALID_ARGUMENT, "scan: grad_out is missing");
+  g.grad_out = take.values("grad_out", grads.grad_out, Taker::kRequired);
+  g.grad_final_state = take.state("grad_final_state", grads.grad_final_state);
+  g.initial_state = take.state("grad_initial_state", grads.grad_initial_state);
+  g.q = take.keys("grad_q", grads.grad_q, Taker::kOptional);
+  g.k = take.keys("grad_k", grads.grad_k, Taker::kOptional);
+  g.v = take.values("grad_v", grads.grad_v, Taker::kOptional);
+  if (p.correction == Correction::kGeneral) {
+    g.p = take.keys("grad_p", grads.grad_p, Taker::kOptional);
+    g.r = take.keys("grad_r", grads.grad_r, Taker::kOptional);
+  } else if (p.correction == Correction::kDelta) {
+    g.beta = take.scalars("grad_beta", grads.grad_beta, Taker::kOptional);
   }
-  if (dtypes == ScanDtypes::kKernel && !empty && g.grad_out.dtype != p.v.dtype) {
+  g.log_decay = take.log_decay("grad_log_decay", grads.grad_log_decay, p.decay, Taker::kOptional);
+  if (p.bonus) g.bonus = take.channels("grad_bonus", grads.grad_bonus);
+  if (take.status() != HEED_OK) return take.status();
+  if (dtypes == ScanDtypes::kKernel && !take.empty() && g.grad_out.dtype != p.v.dtype) {
     return scan_fail(HEED_INVALID_ARGUMENT, "scan: grad_out and v differ in dtype");
   }
-  HEED_SCAN_TAKE("grad_final_state", grads.grad_final_state, states, false, &g.grad_final_state);
-  HEED_SCAN_TAKE("grad_initial_state", grads.grad_initial_state, states, false, &g.initial_state);
-  HEED_SCAN_TAKE("grad_q", grads.grad_q, keys, false, &g.q);
-  HEED_SCAN_TAKE("grad_k", grads.grad_k, keys, false, &g.k);
-  HEED_SCAN_TAKE("grad_v", grads.grad_v, values, false, &g.v);
-  if (p.correction == Correction::kGeneral) {
-    HEED_SCAN_TAKE("grad_p", grads.grad_p, keys, false, &g.p);
-    HEED_SCAN_TAKE("grad_r", grads.grad_r, keys, false, &g.r);
-  } else if (p.correction == Correction::kDelta) {
-    HEED_SCAN_TAKE("grad_beta", grads.grad_beta, scalars, false, &g.beta);
-  }
-  if (p.decay == Decay::kToken) {
-    HEED_SCAN_TAKE("grad_log_decay", grads.grad_log_decay, scalars, false, &g.log_decay);
-  } else if (p.decay == Decay::kChannel) {
-    HEED_SCAN_TAKE("grad_log_decay", grads.grad_log_decay, keys, false, &g.log_decay);
-  } else if (p.decay == Decay::kHead && grads.grad_log_decay.data != nullptr) {
-    const heed_status status =
-        check_view("grad_log_decay", grads.grad_log_decay, {1, {p.heads}}, false, false, dtypes);
-    if (status != HEED_OK) return status;
-    g.log_decay = {static_cast<char*>(grads.grad_log_decay.data), grads.grad_log_decay.dtype, 0, 0,
-                   grads.grad_log_decay.strides[0]};
-  }
-  if (p.bonus && grads.grad_bonus.data != nullptr) {
-    const heed_status status =
-        check_view("grad_bonus", grads.grad_bonus, {2, {p.heads, p.dk}}, false, true, dtypes);
-    if (status != HEED_OK) return status;
-    g.bonus = {static_cast<char*>(grads.grad_bonus.data), grads.grad_bonus.dtype, 0, 0,
-               grads.grad_bonus.strides[0]};
-  }
-#undef HEED_SCAN_TAKE
   *out = g;
   return HEED_OK;
 }

@@ -164,6 +164,119 @@ heed_status scan_reference(const ScanArgs& args) {
   return HEED_OK;
 }
 
+namespace {
+
+// The adjoint of one token. `ds` is the gradient of the state after it, and becomes that of the
+// state before it.
+class TokenAdjoint {
+ public:
+  TokenAdjoint(const Reader& in, const ScanGradProblem& g, int64_t t, const Row& before,
+               const Row& after, Row& ds)
+      : p_(in.p),
+        in_(in),
+        g_(g),
+        t_(t),
+        before_(before),
+        after_(after),
+        ds_(ds),
+        q_(in.row(p_.q, t, p_.dk)),
+        k_(in.row(p_.k, t, p_.dk)),
+        v_(in.row(p_.v, t, p_.dv)),
+        grad_out_(in.row(g.grad_out, t, p_.dv)),
+        log_decay_(in.log_decay(t)),
+        grad_decay_(p_.dk, 0.0) {}
+
+  // Writes the token's gradients; adds to that of the bonus. Returns that of the whole log decay.
+  double run(const Row& bonus, Row& grad_bonus) {
+    Row dq = times_transposed(grad_out_, p_.read_before() ? before_ : after_, p_.dk);
+    if (!p_.read_before()) add_outer(ds_, q_, grad_out_, p_.scale);
+    if (p_.correction == Correction::kGeneral) {
+      general();
+    } else if (p_.correction == Correction::kDelta) {
+      delta();
+    } else {
+      grad_k_ = times_transposed(v_, ds_, p_.dk);
+      grad_v_ = times(k_, ds_, p_.dv);
+      decay();
+    }
+    if (p_.read_before()) own(bonus, dq, grad_bonus);
+    for (double& value : dq) value *= p_.scale;
+    in_.write(g_.q, t_, dq);
+    in_.write(g_.k, t_, grad_k_);
+    in_.write(g_.v, t_, grad_v_);
+    double sum = 0;
+    for (int64_t d = 0; d < p_.dk; ++d) {
+      grad_decay_[d] *= std::exp(log_decay_[d]);
+      sum += grad_decay_[d];
+    }
+    if (p_.decay == Decay::kChannel) in_.write(g_.log_decay, t_, grad_decay_);
+    if (p_.decay == Decay::kToken) in_.write(g_.log_decay, t_, Row{sum});
+    return sum;
+  }
+
+ private:
+  // Through S = diag(a) S_{t-1}: what the decay gets, and the state.
+  void decay() {
+    for (int64_t i = 0; i < p_.dk * p_.dv; ++i) grad_decay_[i / p_.dv] += ds_[i] * before_[i];
+    decay_rows(ds_, log_decay_);
+  }
+
+  void general() {
+    const Row r = in_.row(p_.r, t_, p_.dk), pt = in_.row(p_.p, t_, p_.dk);
+    grad_k_ = times_transposed(v_, ds_, p_.dk);
+    grad_v_ = times(k_, ds_, p_.dv);
+    in_.write(g_.p, t_, times_transposed(times(r, before_, p_.dv), ds_, p_.dk));
+    const Row grad_y = times(pt, ds_, p_.dv);
+    in_.write(g_.r, t_, times_transposed(grad_y, before_, p_.dk));
+    decay();
+    add_outer(ds_, r, grad_y);
+  }
+
+  void delta() {
+    Row decayed = before_;
+    decay_rows(decayed, log_decay_);
+    const double beta = in_.row(p_.beta, t_, 1)[0];
+    const Row y = times(k_, decayed, p_.dv), grad_write = times(k_, ds_, p_.dv);
+    Row u(p_.dv), write(p_.dv), grad_u(p_.dv);
+    for (int64_t e = 0; e < p_.dv; ++e) {
+      u[e] = v_[e] - y[e];
+      write[e] = beta * u[e];
+      grad_u[e] = beta * grad_write[e];
+    }
+    in_.write(g_.beta, t_, Row{dot(grad_write, u)});
+    grad_v_ = grad_u;
+    grad_k_ = times_transposed(write, ds_, p_.dk);
+    const Row through_read = times_transposed(grad_u, decayed, p_.dk);
+    for (int64_t d = 0; d < p_.dk; ++d) grad_k_[d] -= through_read[d];
+    add_outer(ds_, k_, grad_u, -1);
+    decay();
+  }
+
+  // Read before the write: the state's part, and the token's own value by the bonus.
+  void own(const Row& bonus, Row& dq, Row& grad_bonus) {
+    add_outer(ds_, q_, grad_out_, p_.scale);
+    const double to_value = dot(v_, grad_out_);
+    const double own = dot(q_, multiply(bonus, k_));
+    for (int64_t d = 0; d < p_.dk; ++d) {
+      dq[d] += bonus[d] * k_[d] * to_value;
+      grad_k_[d] += p_.scale * q_[d] * bonus[d] * to_value;
+      grad_bonus[d] += p_.scale * q_[d] * k_[d] * to_value;
+    }
+    for (int64_t e = 0; e < p_.dv; ++e) grad_v_[e] += p_.scale * own * grad_out_[e];
+  }
+
+  const ScanProblem& p_;
+  const Reader& in_;
+  const ScanGradProblem& g_;
+  const int64_t t_;
+  const Row &before_, &after_;
+  Row& ds_;
+  const Row q_, k_, v_, grad_out_, log_decay_;
+  Row grad_k_, grad_v_, grad_decay_;
+};
+
+}  // namespace
+
 heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads) {
   ScanProblem p;
   heed_status status = check_scan(args, ScanDtypes::kReference, false, &p);
@@ -171,10 +284,9 @@ heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads
   ScanGradProblem g;
   status = check_scan_grads(grads, ScanDtypes::kReference, p, &g);
   if (status != HEED_OK) return status;
-  const int64_t dk = p.dk, dv = p.dv;
   for (int64_t h = 0; h < p.heads; ++h) {
     double grad_head_decay = 0;
-    Row grad_bonus(dk, 0.0);
+    Row grad_bonus(p.dk, 0.0);
     for (int64_t n = 0; n < p.sequences; ++n) {
       const auto span = p.span(n);
       const Reader in{p, span.b, span.begin, h, n};
@@ -186,70 +298,8 @@ heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads
       }
       Row ds = in.state(g.grad_final_state);
       for (int64_t t = span.length - 1; t >= 0; --t) {
-        const Row &before = states[t], &after = states[t + 1];
-        const Row q = in.row(p.q, t, dk), k = in.row(p.k, t, dk), v = in.row(p.v, t, dv);
-        const Row grad_out = in.row(g.grad_out, t, dv), log_decay = in.log_decay(t);
-        Row dq = times_transposed(grad_out, p.read_before() ? before : after, dk);
-        if (!p.read_before()) add_outer(ds, q, grad_out, p.scale);
-        Row grad_k, grad_v, grad_decay(dk, 0.0);
-        if (p.correction == Correction::kGeneral) {
-          const Row r = in.row(p.r, t, dk), pt = in.row(p.p, t, dk);
-          grad_k = times_transposed(v, ds, dk);
-          grad_v = times(k, ds, dv);
-          in.write(g.p, t, times_transposed(times(r, before, dv), ds, dk));
-          const Row grad_y = times(pt, ds, dv);
-          in.write(g.r, t, times_transposed(grad_y, before, dk));
-          for (int64_t i = 0; i < dk * dv; ++i) grad_decay[i / dv] += ds[i] * before[i];
-          decay_rows(ds, log_decay);
-          add_outer(ds, r, grad_y);
-        } else if (p.correction == Correction::kDelta) {
-          Row decayed = before;
-          decay_rows(decayed, log_decay);
-          const double beta = in.row(p.beta, t, 1)[0];
-          const Row y = times(k, decayed, dv), grad_write = times(k, ds, dv);
-          Row u(dv), write(dv), grad_u(dv);
-          for (int64_t e = 0; e < dv; ++e) {
-            u[e] = v[e] - y[e];
-            write[e] = beta * u[e];
-            grad_u[e] = beta * grad_write[e];
-          }
-          in.write(g.beta, t, Row{dot(grad_write, u)});
-          grad_v = grad_u;
-          grad_k = times_transposed(write, ds, dk);
-          const Row through_read = times_transposed(grad_u, decayed, dk);
-          for (int64_t d = 0; d < dk; ++d) grad_k[d] -= through_read[d];
-          add_outer(ds, k, grad_u, -1);
-          for (int64_t i = 0; i < dk * dv; ++i) grad_decay[i / dv] += ds[i] * before[i];
-          decay_rows(ds, log_decay);
-        } else {
-          grad_k = times_transposed(v, ds, dk);
-          grad_v = times(k, ds, dv);
-          for (int64_t i = 0; i < dk * dv; ++i) grad_decay[i / dv] += ds[i] * before[i];
-          decay_rows(ds, log_decay);
-        }
-        if (p.read_before()) {
-          add_outer(ds, q, grad_out, p.scale);
-          const double to_value = dot(v, grad_out);
-          const double own = dot(q, multiply(bonus, k));
-          for (int64_t d = 0; d < dk; ++d) {
-            dq[d] += bonus[d] * k[d] * to_value;
-            grad_k[d] += p.scale * q[d] * bonus[d] * to_value;
-            grad_bonus[d] += p.scale * q[d] * k[d] * to_value;
-          }
-          for (int64_t e = 0; e < dv; ++e) grad_v[e] += p.scale * own * grad_out[e];
-        }
-        for (double& value : dq) value *= p.scale;
-        in.write(g.q, t, dq);
-        in.write(g.k, t, grad_k);
-        in.write(g.v, t, grad_v);
-        double sum = 0;
-        for (int64_t d = 0; d < dk; ++d) {
-          grad_decay[d] *= std::exp(log_decay[d]);
-          sum += grad_decay[d];
-        }
-        if (p.decay == Decay::kChannel) in.write(g.log_decay, t, grad_decay);
-        if (p.decay == Decay::kToken) in.write(g.log_decay, t, Row{sum});
-        grad_head_decay += sum;
+        grad_head_decay +=
+            TokenAdjoint(in, g, t, states[t], states[t + 1], ds).run(bonus, grad_bonus);
       }
       in.write_state(g.initial_state, ds);
     }
@@ -257,7 +307,7 @@ heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads
       store_element(g.log_decay.data, g.log_decay.dtype, h * g.log_decay.h, grad_head_decay);
     }
     if (g.bonus) {
-      for (int64_t d = 0; d < dk; ++d) {
+      for (int64_t d = 0; d < p.dk; ++d) {
         store_element(g.bonus.data, g.bonus.dtype, h * g.bonus.h + d, grad_bonus[d]);
       }
     }

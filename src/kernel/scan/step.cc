@@ -36,6 +36,39 @@ struct StepRows {
   StepRows(int64_t dk, Arena& arena) : ldk(pad_to(dk, 16)) {
     for (float** row : {&q, &k, &c, &p, &hi, &lo, &log_decay, &bonus}) *row = arena.take(ldk);
   }
+
+  void load(const ScanProblem& s, int64_t n, int64_t h) const {
+    const DF d;
+    load_row(token_row(s.q, n, 0, h), s.q.dtype, s.dk, s.scale, q);
+    load_row(token_row(s.k, n, 0, h), s.k.dtype, s.dk, 1, k);
+    if (s.correction == Correction::kGeneral) {
+      load_row(token_row(s.p, n, 0, h), s.p.dtype, s.dk, 1, p);
+      load_row(token_row(s.r, n, 0, h), s.r.dtype, s.dk, 1, c);
+    }
+    if (s.decay == Decay::kChannel) {
+      load_row(token_row(s.log_decay, n, 0, h), HEED_FLOAT32, s.dk, 1, log_decay);
+    } else {
+      const float value = s.decay == Decay::kNone ? 0.0f : token_scalar(s.log_decay, n, 0, h);
+      std::fill_n(log_decay, ldk, value);
+    }
+    for (int64_t i = 0; i < ldk; i += kLanes) {
+      const TwoFloats a = exp_two(hn::LoadU(d, log_decay + i));
+      hn::StoreU(a.hi, d, hi + i);
+      hn::StoreU(a.lo, d, lo + i);
+      if (s.correction == Correction::kDelta) {  // the correction reads after the decay
+        hn::StoreU(hn::Mul(hn::Add(a.hi, a.lo), hn::LoadU(d, k + i)), d, c + i);
+      }
+    }
+    if (s.bonus) load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, s.dk, 1, bonus);
+  }
+
+  // What the token's own value is read with.
+  float own(const ScanProblem& s) const {
+    float sum = 0;
+    if (!s.bonus) return sum;
+    for (int64_t i = 0; i < s.dk; ++i) sum += q[i] * bonus[i] * k[i];
+    return sum;
+  }
 };
 
 int64_t step_scratch(const ScanProblem& s) {
@@ -44,79 +77,56 @@ int64_t step_scratch(const ScanProblem& s) {
   return arena.used();
 }
 
-void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, float* scratch) {
-  const DF d;
-  Arena arena(scratch);
-  const StepRows x(s.dk, arena);
-  const bool general = s.correction == Correction::kGeneral;
-  const bool delta = s.correction == Correction::kDelta;
-  load_row(token_row(s.q, n, 0, h), s.q.dtype, s.dk, s.scale, x.q);
-  load_row(token_row(s.k, n, 0, h), s.k.dtype, s.dk, 1, x.k);
-  if (general) {
-    load_row(token_row(s.p, n, 0, h), s.p.dtype, s.dk, 1, x.p);
-    load_row(token_row(s.r, n, 0, h), s.r.dtype, s.dk, 1, x.c);
-  }
-  if (s.decay == Decay::kChannel) {
-    load_row(token_row(s.log_decay, n, 0, h), HEED_FLOAT32, s.dk, 1, x.log_decay);
-  } else {
-    const float value = s.decay == Decay::kNone ? 0.0f : token_scalar(s.log_decay, n, 0, h);
-    std::fill_n(x.log_decay, x.ldk, value);
-  }
-  for (int64_t i = 0; i < x.ldk; i += kLanes) {
-    const TwoFloats a = exp_two(hn::LoadU(d, x.log_decay + i));
-    hn::StoreU(a.hi, d, x.hi + i);
-    hn::StoreU(a.lo, d, x.lo + i);
-    if (delta) {  // the correction reads after the decay
-      hn::StoreU(hn::Mul(hn::Add(a.hi, a.lo), hn::LoadU(d, x.k + i)), d, x.c + i);
-    }
-  }
-  float own = 0;
-  if (s.bonus) {
-    load_row(s.bonus.data + h * s.bonus.h * 4, HEED_FLOAT32, s.dk, 1, x.bonus);
-    for (int64_t i = 0; i < s.dk; ++i) own += x.q[i] * x.bonus[i] * x.k[i];
-  }
-  const float beta = delta ? token_scalar(s.beta, n, 0, h) : 1.0f;
-  const ScanTensor &from = s.initial_state, &to = s.final_state;
-
+// At most kStepColumns columns of one state: rows of it before and after, and the token's values.
+struct StepBlock {
+  const ScanTensor &from, &to;
+  const float* in;  // null: zeros
+  float* result;    // null: not wanted
+  int64_t width, whole;
+  bool direct;  // no copy through `row` for the last columns
   HWY_ALIGN float value[kStepColumns], write[kStepColumns], read[kStepColumns], out[kStepColumns];
   HWY_ALIGN float row[kStepColumns];
-  for (int64_t first = columns.begin; first < columns.begin + columns.width;
-       first += kStepColumns) {
-    const int64_t width = std::min(kStepColumns, columns.begin + columns.width - first);
-    const int64_t whole = pad_to(width, kLanes);
-    const bool direct = width % kLanes == 0;  // no copy through `row` for the last columns
-    const float* in =
-        from ? reinterpret_cast<const float*>(from.data) + n * from.b + h * from.t + first
-             : nullptr;
-    float* result = to ? reinterpret_cast<float*>(to.data) + n * to.b + h * to.t + first : nullptr;
-    auto state_row = [&](int64_t i) HWY_ATTR -> const float* {
-      if (in == nullptr) {
-        std::fill_n(row, whole, 0.0f);
-        return row;
-      }
-      if (direct) return in + i * from.h;
-      load_row(reinterpret_cast<const char*>(in + i * from.h), HEED_FLOAT32, width, 1, row);
+
+  StepBlock(const ScanProblem& s, int64_t n, int64_t h, int64_t first, int64_t width)
+      : from(s.initial_state),
+        to(s.final_state),
+        in(from ? reinterpret_cast<const float*>(from.data) + n * from.b + h * from.t + first
+                : nullptr),
+        result(to ? reinterpret_cast<float*>(to.data) + n * to.b + h * to.t + first : nullptr),
+        width(width),
+        whole(pad_to(width, kLanes)),
+        direct(width % kLanes == 0) {}
+
+  HWY_INLINE const float* before(int64_t i) {
+    if (in == nullptr) {
+      std::fill_n(row, whole, 0.0f);
       return row;
-    };
-    load_row(token_row(s.v, n, 0, h, first), s.v.dtype, width, 1, value);
-    std::fill_n(read, kStepColumns, 0.0f);
-    if (general || delta) {
-      for (int64_t i = 0; i < s.dk; ++i) {
-        const float* at = state_row(i);
-        fetch_ahead(at, width);
-        const VF c = hn::Set(d, x.c[i]);
-        for (int64_t e = 0; e < whole; e += kLanes) {
-          hn::Store(hn::MulAdd(c, hn::LoadU(d, at + e), hn::Load(d, read + e)), d, read + e);
-        }
+    }
+    if (direct) return in + i * from.h;
+    load_row(reinterpret_cast<const char*>(in + i * from.h), HEED_FLOAT32, width, 1, row);
+    return row;
+  }
+
+  // read = c S, for the correction.
+  HWY_INLINE void read_state(const StepRows& x, int64_t dk) {
+    const DF d;
+    for (int64_t i = 0; i < dk; ++i) {
+      const float* at = before(i);
+      fetch_ahead(at, width);
+      const VF c = hn::Set(d, x.c[i]);
+      for (int64_t e = 0; e < whole; e += kLanes) {
+        hn::Store(hn::MulAdd(c, hn::LoadU(d, at + e), hn::Load(d, read + e)), d, read + e);
       }
     }
-    for (int64_t e = 0; e < whole; ++e) {
-      write[e] = delta ? beta * (value[e] - read[e]) : value[e];
-      out[e] = own * value[e];
-    }
+  }
+
+  // The state after the token, and what q reads of it (or of the one before).
+  HWY_INLINE void advance(const StepRows& x, const ScanProblem& s) {
+    const DF d;
+    const bool general = s.correction == Correction::kGeneral;
     for (int64_t i = 0; i < s.dk; ++i) {
-      const float* at = state_row(i);
-      if (!general && !delta) fetch_ahead(at, width);
+      const float* at = before(i);
+      if (s.correction == Correction::kNone) fetch_ahead(at, width);
       const VF q = hn::Set(d, x.q[i]), k = hn::Set(d, x.k[i]), p = hn::Set(d, x.p[i]);
       const VF hi = hn::Set(d, x.hi[i]), lo = hn::Set(d, x.lo[i]);
       for (int64_t e = 0; e < whole; e += kLanes) {
@@ -136,7 +146,28 @@ void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, 
         store_row(row, width, reinterpret_cast<char*>(result + i * to.h), HEED_FLOAT32);
       }
     }
-    store_row(out, width, const_cast<char*>(token_row(s.out, n, 0, h, first)), s.out.dtype);
+  }
+};
+
+void step_task(const ScanProblem& s, int64_t n, int64_t h, ScanColumns columns, float* scratch) {
+  Arena arena(scratch);
+  const StepRows x(s.dk, arena);
+  x.load(s, n, h);
+  const float own = x.own(s);
+  const bool delta = s.correction == Correction::kDelta;
+  const float beta = delta ? token_scalar(s.beta, n, 0, h) : 1.0f;
+  const int64_t end = columns.begin + columns.width;
+  for (int64_t first = columns.begin; first < end; first += kStepColumns) {
+    StepBlock b(s, n, h, first, std::min(kStepColumns, end - first));
+    load_row(token_row(s.v, n, 0, h, first), s.v.dtype, b.width, 1, b.value);
+    std::fill_n(b.read, kStepColumns, 0.0f);
+    if (s.correction != Correction::kNone) b.read_state(x, s.dk);
+    for (int64_t e = 0; e < b.whole; ++e) {
+      b.write[e] = delta ? beta * (b.value[e] - b.read[e]) : b.value[e];
+      b.out[e] = own * b.value[e];
+    }
+    b.advance(x, s);
+    store_row(b.out, b.width, const_cast<char*>(token_row(s.out, n, 0, h, first)), s.out.dtype);
   }
 }
 
