@@ -105,12 +105,91 @@ at::Tensor windowed(const Kept& kept, const HeadProgram& program) {
   return std::get<0>(op::attend(kept.q, kept.k, kept.v, options));
 }
 
+// Outputs of attention by layer, and what the sample's loss changes by when they change.
+struct Effects {
+  std::vector<Kept> layers;
+  std::vector<at::Tensor> gradients;  // by layer; undefined where there is no attention
+};
+
+// One pass with gradients over a sample: adds its loss and rows to `scores`.
+Effects effects_of(const Decoder& model, const Sample& sample, const Programs* programs,
+                   Scores& scores) {
+  Effects effects;
+  effects.layers.resize(static_cast<size_t>(scores.layers));
+  effects.gradients.resize(static_cast<size_t>(scores.layers));
+  Pass pass;
+  pass.programs = programs;
+  pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const op::AttendOptions& options) {
+    check_interrupted();
+    auto out = std::get<0>(op::attend(q, k, v, options));
+    if (!out.requires_grad()) out = out.detach().requires_grad_();
+    effects.layers[l] = {q.detach(), k.detach(), v.detach(), out, options};
+    return out;
+  };
+  at::AutoGradMode with_gradients(true);
+  const auto device = model.options().device;
+  const auto ids = at::tensor(sample.tokens, at::kLong).to(device).unsqueeze(0);
+  const auto hidden = model.hidden(ids, pass)[0];
+  const auto rows = at::tensor(sample.rows, at::kLong).to(device);
+  const auto picked = hidden.index_select(0, rows);
+  const auto targets = ids[0].index_select(0, rows + 1);
+  // The output layer in pieces: its scores would not fit beside everything else.
+  auto leaf = picked.detach().requires_grad_();
+  const auto weights = weights_of(model, sample, leaf.detach(), targets);
+  for (int64_t begin = 0; begin < leaf.size(0); begin += kRows) {
+    const int64_t end = std::min(begin + kRows, leaf.size(0));
+    auto loss = losses_of(model, leaf, targets, begin, end);
+    if (weights.defined()) loss = loss * weights.slice(0, begin, end);
+    loss = loss.sum();
+    scores.loss += loss.item<double>();
+    loss.backward();
+  }
+  scores.rows += static_cast<int64_t>(sample.rows.size());
+  std::vector<at::Tensor> outputs;
+  for (const auto& layer : effects.layers) {
+    if (layer.out.defined()) outputs.push_back(layer.out);
+  }
+  auto gradients = torch::autograd::grad({picked}, outputs, {leaf.grad()});
+  size_t next = 0;
+  for (size_t l = 0; l < effects.layers.size(); ++l) {
+    if (effects.layers[l].out.defined()) effects.gradients[l] = std::move(gradients[next++]);
+  }
+  return effects;
+}
+
+// Adds what layer `l` says: importance of its heads (of `samples` samples), and the first-order
+// change by every option of the grid.
+void score_layer(const Kept& layer, const at::Tensor& gradient, const Grid& grid, bool full_changes,
+                 int64_t l, size_t samples, Scores& scores) {
+  const auto out = layer.out.detach();
+  const auto importance = (gradient * out).sum(-1).abs().mean(1)[0].to(at::kDouble).cpu();
+  const int64_t heads = importance.size(0);
+  for (int64_t h = 0; h < heads; ++h) {
+    scores.importance[static_cast<size_t>(l * heads + h)] +=
+        importance[h].item<double>() / static_cast<double>(samples);
+  }
+  for (int64_t p = 0; p < scores.options; ++p) {
+    const HeadProgram program = grid.program(p);
+    if (program.full() && !full_changes) continue;
+    const auto change = windowed(layer, program).sub_(out).mul_(gradient);
+    const auto effect = change.sum(-1)
+                            .unflatten(2, {scores.heads, -1})
+                            .sum(-1)[0]  // [T, Hk]
+                            .to(at::kDouble);
+    const auto linear = effect.sum(0).cpu(), quadratic = effect.square().sum(0).cpu();
+    for (int64_t h = 0; h < scores.heads; ++h) {
+      scores.linear[scores.index(l, h, p)] += linear[h].item<double>();
+      scores.quadratic[scores.index(l, h, p)] += quadratic[h].item<double>();
+    }
+  }
+}
+
 }  // namespace
 
 Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, const Grid& grid,
                    const Programs* at, Progress& progress) {
   const auto& config = model.config();
-  const auto device = model.options().device;
   Scores scores;
   scores.layers = config.layers;
   scores.heads = config.kv_heads;
@@ -122,68 +201,13 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
   progress.begin("scores", static_cast<int64_t>(samples.size()) * config.layers);
   int64_t done = 0;
   for (const auto& sample : samples) {
-    std::vector<Kept> layers(config.layers);
-    Pass pass;
-    pass.programs = at;
-    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const op::AttendOptions& options) {
-      check_interrupted();
-      auto out = std::get<0>(op::attend(q, k, v, options));
-      if (!out.requires_grad()) out = out.detach().requires_grad_();
-      layers[l] = {q.detach(), k.detach(), v.detach(), out, options};
-      return out;
-    };
-    at::AutoGradMode with_gradients(true);
-    const auto ids = at::tensor(sample.tokens, at::kLong).to(device).unsqueeze(0);
-    const auto hidden = model.hidden(ids, pass)[0];
-    const auto rows = at::tensor(sample.rows, at::kLong).to(device);
-    const auto picked = hidden.index_select(0, rows);
-    const auto targets = ids[0].index_select(0, rows + 1);
-    // The output layer in pieces: its scores would not fit beside everything else.
-    auto leaf = picked.detach().requires_grad_();
-    const auto weights = weights_of(model, sample, leaf.detach(), targets);
-    for (int64_t begin = 0; begin < leaf.size(0); begin += kRows) {
-      const int64_t end = std::min(begin + kRows, leaf.size(0));
-      auto loss = losses_of(model, leaf, targets, begin, end);
-      if (weights.defined()) loss = loss * weights.slice(0, begin, end);
-      loss = loss.sum();
-      scores.loss += loss.item<double>();
-      loss.backward();
-    }
-    std::vector<at::Tensor> outputs;
-    for (const auto& layer : layers) {
-      if (layer.out.defined()) outputs.push_back(layer.out);
-    }
-    const auto gradients = torch::autograd::grad({picked}, outputs, {leaf.grad()});
-    scores.rows += static_cast<int64_t>(sample.rows.size());
-
+    Effects effects = effects_of(model, sample, at, scores);
     at::NoGradGuard no_gradients;
-    size_t next = 0;
     for (int64_t l = 0; l < config.layers; ++l) {
       check_interrupted();
-      auto& layer = layers[l];
+      Kept& layer = effects.layers[l];
       if (!layer.out.defined()) continue;
-      const auto& gradient = gradients[next++];
-      const auto out = layer.out.detach();
-      const auto effect = (gradient * out).sum(-1).abs().mean(1)[0].to(at::kDouble).cpu();
-      for (int64_t h = 0; h < config.heads; ++h) {
-        scores.importance[static_cast<size_t>(l * config.heads + h)] +=
-            effect[h].item<double>() / static_cast<double>(samples.size());
-      }
-      for (int64_t p = 0; p < scores.options; ++p) {
-        const HeadProgram program = grid.program(p);
-        if (program.full() && at == nullptr) continue;  // no change
-        const auto change = windowed(layer, program).sub_(out).mul_(gradient);
-        const auto effect = change.sum(-1)
-                                .unflatten(2, {config.kv_heads, -1})
-                                .sum(-1)[0]  // [T, Hk]
-                                .to(at::kDouble);
-        const auto linear = effect.sum(0).cpu(), quadratic = effect.square().sum(0).cpu();
-        for (int64_t h = 0; h < config.kv_heads; ++h) {
-          scores.linear[scores.index(l, h, p)] += linear[h].item<double>();
-          scores.quadratic[scores.index(l, h, p)] += quadratic[h].item<double>();
-        }
-      }
+      score_layer(layer, effects.gradients[l], grid, at != nullptr, l, samples.size(), scores);
       layer = {};
       progress.step(++done);
     }

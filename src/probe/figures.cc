@@ -165,102 +165,92 @@ FigureInputs make_inputs(const data::RecallGenerator& generator, const data::Cor
   return inputs;
 }
 
-Figures measure_heads(const Decoder& model, const FigureInputs& inputs, Progress& progress) {
-  const auto& config = model.config();
-  const auto device = model.options().device;
-  Figures figures;
-  if (inputs.texts.empty()) throw UsageError("no text to measure heads on");
-  figures.context = static_cast<int64_t>(inputs.texts[0].size());
-  figures.from = std::min<int64_t>(eval::kScoredFrom, figures.context / 2);
-  figures.heads.resize(config.layers);
-  for (int64_t l = 0; l < config.layers; ++l) {
-    if (!model.blocks()[l].mixer) figures.heads[l].resize(config.heads);
-  }
-  const int64_t stages =
-      static_cast<int64_t>(inputs.texts.size() + inputs.repeats.size() + inputs.needles.size());
-  int64_t done = 0;
-  progress.begin("heads", stages);
+namespace {
 
-  const double per_text = 1.0 / static_cast<double>(inputs.texts.size());
-  for (const auto& text : inputs.texts) {
-    const bool importance = inputs.importance;
-    std::vector<at::Tensor> outputs(config.layers);
-    Pass pass;
-    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const op::AttendOptions& options) {
-      check_interrupted();
-      {
-        at::NoGradGuard guard;
-        text_figures(q.detach(), k.detach(), options, figures.from, per_text, figures.heads[l]);
-      }
-      auto out = std::get<0>(op::attend(q, k, v, options));
-      if (importance) {
-        if (!out.requires_grad()) out = out.detach().requires_grad_();
-        outputs[l] = out;
-      }
-      return out;
-    };
-    const auto ids = as_ids(text, device);
-    at::AutoGradMode mode(importance);
-    const auto hidden = model.hidden(ids, pass)[0].slice(0, figures.from);
-    if (importance) {
-      // Loss of the scored tokens, in pieces so that their scores do not lie in memory at once.
-      const auto rows = hidden.slice(0, 0, hidden.size(0) - 1);
-      const auto targets = ids[0].slice(0, figures.from + 1);
-      auto leaf = rows.detach().requires_grad_();
-      for (int64_t begin = 0; begin < rows.size(0); begin += 512) {
-        const int64_t end = std::min(begin + 512, rows.size(0));
-        const auto scores = model.logits(leaf.slice(0, begin, end)).to(at::kFloat);
-        at::cross_entropy_loss(scores, targets.slice(0, begin, end), {}, at::Reduction::Sum)
-            .backward();
-      }
-      std::vector<at::Tensor> wanted;
-      std::vector<int64_t> layers;
-      for (int64_t l = 0; l < config.layers; ++l) {
-        if (outputs[l].defined()) {
-          wanted.push_back(outputs[l]);
-          layers.push_back(l);
-        }
-      }
-      const auto gradients = torch::autograd::grad({rows}, wanted, {leaf.grad()});
-      for (size_t n = 0; n < wanted.size(); ++n) {
-        const auto effect = (gradients[n].to(at::kFloat) * wanted[n].detach().to(at::kFloat))
-                                .sum(-1)
-                                .abs()
-                                .mean(1)[0]
-                                .to(at::kDouble)
-                                .cpu();
-        put(figures.heads[layers[n]], &HeadFigures::importance, effect, per_text);
-      }
+// What one text adds of a head's importance: mean over queries of |<dLoss/dy, y>|, from the outputs
+// of attention by layer. The loss is that of rows [from, T - 1) of `hidden` [T, C].
+void add_importance(const Decoder& model, const at::Tensor& hidden, const at::Tensor& ids,
+                    const std::vector<at::Tensor>& outputs, double weight, Figures& figures) {
+  // Loss of the scored tokens, in pieces so that their scores do not lie in memory at once.
+  constexpr int64_t kRows = 512;
+  const auto rows = hidden.slice(0, figures.from, hidden.size(0) - 1);
+  const auto targets = ids[0].slice(0, figures.from + 1);
+  auto leaf = rows.detach().requires_grad_();
+  for (int64_t begin = 0; begin < rows.size(0); begin += kRows) {
+    const int64_t end = std::min(begin + kRows, rows.size(0));
+    const auto scores = model.logits(leaf.slice(0, begin, end)).to(at::kFloat);
+    at::cross_entropy_loss(scores, targets.slice(0, begin, end), {}, at::Reduction::Sum).backward();
+  }
+  std::vector<at::Tensor> wanted;
+  std::vector<size_t> layers;
+  for (size_t l = 0; l < outputs.size(); ++l) {
+    if (outputs[l].defined()) {
+      wanted.push_back(outputs[l]);
+      layers.push_back(l);
     }
-    progress.step(++done);
   }
-
-  at::NoGradGuard no_gradients;
-  for (const auto& text : inputs.repeats) {
-    const int64_t passage = static_cast<int64_t>(text.size()) / 2;
-    Pass pass;
-    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const op::AttendOptions& options) {
-      check_interrupted();
-      auto [out, lse] = op::attend(q, k, v, options);
-      const double scale = scale_of(options, q.size(3));
-      const double weight = 1.0 / static_cast<double>(inputs.repeats.size());
-      put(figures.heads[l], &HeadFigures::repeat, copy_score(q, k, lse, scale, passage, 1), weight);
-      put(figures.heads[l], &HeadFigures::echo, copy_score(q, k, lse, scale, passage, 0), weight);
-      return out;
-    };
-    model.hidden(as_ids(text, device), pass);
-    progress.step(++done);
+  const auto gradients = torch::autograd::grad({rows}, wanted, {leaf.grad()});
+  for (size_t n = 0; n < wanted.size(); ++n) {
+    const auto effect = (gradients[n].to(at::kFloat) * wanted[n].detach().to(at::kFloat))
+                            .sum(-1)
+                            .abs()
+                            .mean(1)[0]
+                            .to(at::kDouble)
+                            .cpu();
+    put(figures.heads[layers[n]], &HeadFigures::importance, effect, weight);
   }
+}
 
-  for (const auto& document : inputs.needles) {
-    // The questions follow the document in one sequence; at the step that produces answer token a
-    // the needle's token is at code + a.
-    Tokens ids(document.tokens.begin(), document.tokens.end()), rows, sources;
+void measure_text(const Decoder& model, const Tokens& text, bool importance, double weight,
+                  Figures& figures) {
+  std::vector<at::Tensor> outputs(figures.heads.size());
+  Pass pass;
+  pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const op::AttendOptions& options) {
+    check_interrupted();
+    {
+      at::NoGradGuard guard;
+      text_figures(q.detach(), k.detach(), options, figures.from, weight, figures.heads[l]);
+    }
+    auto out = std::get<0>(op::attend(q, k, v, options));
+    if (importance) {
+      if (!out.requires_grad()) out = out.detach().requires_grad_();
+      outputs[l] = out;
+    }
+    return out;
+  };
+  const auto ids = as_ids(text, model.options().device);
+  at::AutoGradMode mode(importance);
+  const auto hidden = model.hidden(ids, pass)[0];
+  if (importance) add_importance(model, hidden, ids, outputs, weight, figures);
+}
+
+// A passage that comes twice: how much of the second copy looks at the first.
+void measure_repeat(const Decoder& model, const Tokens& text, double weight, Figures& figures) {
+  const int64_t passage = static_cast<int64_t>(text.size()) / 2;
+  Pass pass;
+  pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const op::AttendOptions& options) {
+    check_interrupted();
+    auto [out, lse] = op::attend(q, k, v, options);
+    const double scale = scale_of(options, q.size(3));
+    put(figures.heads[l], &HeadFigures::repeat, copy_score(q, k, lse, scale, passage, 1), weight);
+    put(figures.heads[l], &HeadFigures::echo, copy_score(q, k, lse, scale, passage, 0), weight);
+    return out;
+  };
+  model.hidden(as_ids(text, model.options().device), pass);
+}
+
+// A document and its questions in one sequence: at row rows[a], which produces an answer token, the
+// needle's token is at sources[a].
+struct Questions {
+  Tokens ids, rows, sources;
+
+  Questions(const data::NeedleDocument& document, int64_t context)
+      : ids(document.tokens.begin(), document.tokens.end()) {
     for (const auto& needle : document.needles) {
       if (static_cast<int64_t>(ids.size() + needle.question.size() + needle.answer.size()) >
-          model.context()) {
+          context) {
         break;
       }
       ids.insert(ids.end(), needle.question.begin(), needle.question.end());
@@ -270,27 +260,65 @@ Figures measure_heads(const Decoder& model, const FigureInputs& inputs, Progress
         ids.push_back(needle.answer[a]);
       }
     }
-    if (rows.empty()) continue;
-    const auto row_index = at::tensor(rows, at::kLong).to(device);
-    const auto source = at::tensor(sources, at::kLong).to(device);
-    Pass pass;
-    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const op::AttendOptions& options) {
-      check_interrupted();
-      const int64_t group = q.size(2) / k.size(2);
-      const auto picked = q.index_select(1, row_index)[0].permute({1, 0, 2}).to(at::kFloat);
-      const auto keys = k[0].repeat_interleave(group, 1).permute({1, 2, 0}).to(at::kFloat);
-      auto logits = at::matmul(picked, keys);  // [Hq, rows, T]
-      const auto position = at::arange(k.size(1), row_index.options());
-      logits.masked_fill_((position.unsqueeze(0) > row_index.unsqueeze(1)).unsqueeze(0), -INFINITY);
-      const auto hit = (logits.argmax(-1) == source.unsqueeze(0)).to(at::kDouble).mean(1).cpu();
-      put(figures.heads[l], &HeadFigures::needle, hit,
-          1.0 / static_cast<double>(inputs.needles.size()));
-      return std::get<0>(op::attend(q, k, v, options));
-    };
-    model.hidden(as_ids(ids, device), pass);
-    progress.step(++done);
   }
+};
+
+// How often a head's strongest key is the needle's token.
+void measure_needles(const Decoder& model, const data::NeedleDocument& document, double weight,
+                     Figures& figures) {
+  const Questions questions(document, model.context());
+  if (questions.rows.empty()) return;
+  const auto device = model.options().device;
+  const auto rows = at::tensor(questions.rows, at::kLong).to(device);
+  const auto source = at::tensor(questions.sources, at::kLong).to(device);
+  Pass pass;
+  pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const op::AttendOptions& options) {
+    check_interrupted();
+    const int64_t group = q.size(2) / k.size(2);
+    const auto picked = q.index_select(1, rows)[0].permute({1, 0, 2}).to(at::kFloat);
+    const auto keys = k[0].repeat_interleave(group, 1).permute({1, 2, 0}).to(at::kFloat);
+    auto logits = at::matmul(picked, keys);  // [Hq, rows, T]
+    const auto position = at::arange(k.size(1), rows.options());
+    logits.masked_fill_((position.unsqueeze(0) > rows.unsqueeze(1)).unsqueeze(0), -INFINITY);
+    const auto hit = (logits.argmax(-1) == source.unsqueeze(0)).to(at::kDouble).mean(1).cpu();
+    put(figures.heads[l], &HeadFigures::needle, hit, weight);
+    return std::get<0>(op::attend(q, k, v, options));
+  };
+  model.hidden(as_ids(questions.ids, device), pass);
+}
+
+}  // namespace
+
+Figures measure_heads(const Decoder& model, const FigureInputs& inputs, Progress& progress) {
+  const auto& config = model.config();
+  Figures figures;
+  if (inputs.texts.empty()) throw UsageError("no text to measure heads on");
+  figures.context = static_cast<int64_t>(inputs.texts[0].size());
+  figures.from = std::min<int64_t>(eval::kScoredFrom, figures.context / 2);
+  figures.heads.resize(config.layers);
+  for (int64_t l = 0; l < config.layers; ++l) {
+    if (!model.blocks()[l].mixer) figures.heads[l].resize(config.heads);
+  }
+  int64_t done = 0;
+  progress.begin("heads", static_cast<int64_t>(inputs.texts.size() + inputs.repeats.size() +
+                                               inputs.needles.size()));
+  // Each of a list counts as much as the others.
+  const auto each = [&](const auto& list, auto&& measure) {
+    for (const auto& one : list) {
+      measure(one, 1.0 / static_cast<double>(list.size()));
+      progress.step(++done);
+    }
+  };
+  each(inputs.texts, [&](const Tokens& text, double weight) {
+    measure_text(model, text, inputs.importance, weight, figures);
+  });
+  at::NoGradGuard no_gradients;
+  each(inputs.repeats,
+       [&](const Tokens& text, double weight) { measure_repeat(model, text, weight, figures); });
+  each(inputs.needles, [&](const data::NeedleDocument& document, double weight) {
+    measure_needles(model, document, weight, figures);
+  });
   progress.end();
   return figures;
 }

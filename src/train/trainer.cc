@@ -183,6 +183,8 @@ class Run {
   void save();
   void log(double loss, double norm, double lr, bool validate);
   Json report();
+  void open_record();
+  void check_finite(double loss, double norm) const;
   void record_end(const char* status, const Json& summary);
 
   TrainConfig config_;
@@ -431,7 +433,7 @@ void Run::record_end(const char* status, const Json& summary) {
   records_->finish_run(run_id_, status, canonical_json(summary));
 }
 
-TrainResult Run::go() {
+void Run::open_record() {
   records_.emplace(config_.records.empty() ? data::default_records_path() : config_.records);
   const std::string folder = fs::absolute(out_).lexically_normal().string();
   const auto known = records_->find_run(folder);
@@ -442,6 +444,19 @@ TrainResult Run::go() {
     run_id_ =
         records_->begin_run("train", config_.name, folder, canonical_json(config_to_json(config_)));
   }
+}
+
+// Where training diverged there is nothing to go on from: says which step, and what to try.
+void Run::check_finite(double loss, double norm) const {
+  if (std::isfinite(loss) && std::isfinite(norm)) return;
+  const auto good = newest_checkpoint(out_);
+  throw Error("step {}: the {} is {}; {}; try a lower train.lr or a longer train.warmup", step_ + 1,
+              std::isfinite(loss) ? "gradient" : "loss", std::isfinite(loss) ? norm : loss,
+              good ? "the last good checkpoint is " + *good : "there is no checkpoint yet");
+}
+
+TrainResult Run::go() {
+  open_record();
   curve_.emplace((fs::path(out_) / "curve.csv").string(), start_.step);
   const auto& t = config_.train;
   const int64_t log_every = std::max<int64_t>(1, std::min<int64_t>(10, t.steps / 100));
@@ -472,13 +487,7 @@ TrainResult Run::go() {
       const double lr = schedule_.at(step_);
       double norm = 0;
       const double loss = step(batch, lr, &norm);
-      if (!std::isfinite(loss) || !std::isfinite(norm)) {
-        const auto good = newest_checkpoint(out_);
-        throw Error("step {}: the {} is {}; {}; try a lower train.lr or a longer train.warmup",
-                    step_ + 1, std::isfinite(loss) ? "gradient" : "loss",
-                    std::isfinite(loss) ? norm : loss,
-                    good ? "the last good checkpoint is " + *good : "there is no checkpoint yet");
-      }
+      check_finite(loss, norm);
       ++step_;
       rows_ += t.rows;
       window_tokens_ += tokens_per_step_;
