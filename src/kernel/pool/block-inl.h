@@ -1,0 +1,71 @@
+// Tiles of the engine `pool`, and the epilogue of one row.
+#include <algorithm>
+#include <cstdint>
+
+#include "kernel/pool/problem.h"
+
+#if defined(HEED_POOL_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEED_POOL_BLOCK_INL_H_
+#undef HEED_POOL_BLOCK_INL_H_
+#else
+#define HEED_POOL_BLOCK_INL_H_
+#endif
+
+#include "kernel/simd/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::HWY_NAMESPACE {
+
+// The sums of one sequence and KV head, or the gradients by them: S [M, ldv], z [ldm], the sum of
+// values [ldv].
+struct PoolSums {
+  float *s, *z, *u;
+
+  PoolSums(const PoolProblem& p, float* at) : s(at), z(at + p.matrix()), u(z + p.ldm()) {}
+};
+
+// x += y.
+HWY_INLINE void add_row(const float* HWY_RESTRICT y, float by, int64_t n, float* HWY_RESTRICT x) {
+  const DF d;
+  const VF factor = hn::Set(d, by);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, y + i), hn::LoadU(d, x + i)), d, x + i);
+  }
+}
+
+// Rows [t, t + rows) of one head as floats, each times its factor if there are any.
+HWY_INLINE void load_tile(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t rows,
+                          int64_t n, const float* factors, float* to, int64_t ld) {
+  load_rows(x.row(b, t, h), x.t * dtype_size(x.dtype), x.dtype, rows, n, 1, factors, to, ld);
+}
+HWY_INLINE void store_tile(const float* from, int64_t ld, int64_t rows, int64_t n, const Strided& x,
+                           int64_t b, int64_t t, int64_t h) {
+  store_rows(from, ld, rows, n, x.row(b, t, h), x.t * dtype_size(x.dtype), x.dtype);
+}
+HWY_INLINE void load_factors(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t rows,
+                             float* to) {
+  for (int64_t i = 0; i < rows; ++i) to[i] = x ? x.scalar(b, t + i, h) : 1.0f;
+}
+
+// How a row's read and the mean value go into its result, from q.z: out = read x + mean u, with x
+// the plain read q S and u the plain sum of values.
+struct PoolFactors {
+  double read, mean;
+  double read_slope, mean_slope;  // by q.z
+
+  PoolFactors(const PoolProblem& s, int64_t keys, double sum) {
+    const PoolOptions& o = s.options;
+    const double n = static_cast<double>(std::max<int64_t>(1, keys));
+    const double c = o.by_count ? o.scale / n : o.scale, d = c * sum;
+    const bool low = o.clamp && !(d > o.eps);
+    const double divisor = o.clamp ? std::max(d, o.eps) : d + o.eps;
+    read = c * (s.divides() ? o.a0 + o.a1 / divisor : o.a0);
+    mean = (o.b0 + o.b1 * d) / n;
+    read_slope = s.divides() && !low ? -c * c * o.a1 / (divisor * divisor) : 0;
+    mean_slope = o.b1 * c / n;
+  }
+};
+
+}  // namespace heed::kernel::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // HEED_POOL_BLOCK_INL_H_

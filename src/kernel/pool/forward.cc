@@ -1,0 +1,139 @@
+// pool_forward: the sums of all keys, part by part, then every query's read. Two products of
+// matrices, and nothing of size T x S.
+#include "kernel/parallel.h"
+#include "kernel/pool/problem.h"
+#include "kernel/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernel/pool/forward.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "kernel/pool/block-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::kernel::HWY_NAMESPACE {
+
+struct ForwardTiles {
+  float *q, *k, *v, *o, *factors;
+
+  ForwardTiles(const PoolProblem& s, Arena& arena)
+      : q(arena.take(kPoolBlock * s.ldm())),
+        k(arena.take(kPoolBlock * s.ldm())),
+        v(arena.take(kPoolBlock * s.ldv())),
+        o(arena.take(kPoolBlock * s.ldv())),
+        factors(arena.take(kPoolBlock)) {}
+};
+
+int64_t pool_scratch(const PoolProblem& s) {
+  Arena arena(nullptr);
+  const ForwardTiles tiles(s, arena);
+  return arena.used();
+}
+
+// The sums of one part of the keys of one sequence and head.
+void sum_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float* to, float* scratch) {
+  Arena arena(scratch);
+  const ForwardTiles x(s, arena);
+  const PoolSums sums(s, to);
+  std::fill_n(to, s.sums(), 0.0f);
+  const auto keys = PoolProblem::part(s.span(n, s.keys), part, s.key_parts);
+  for (int64_t t = 0; t < keys.length; t += kPoolBlock) {
+    const int64_t rows = std::min(kPoolBlock, keys.length - t), first = keys.begin + t;
+    const float* factors = nullptr;
+    if (s.in.key_weight) {
+      load_factors(s.in.key_weight, keys.b, first, j, rows, x.factors);
+      factors = x.factors;
+    }
+    load_tile(s.in.k, keys.b, first, j, rows, s.dm, factors, x.k, s.ldm());
+    load_tile(s.in.v, keys.b, first, j, rows, s.dv, nullptr, x.v, s.ldv());
+    product(s.dm, s.dv, rows, {x.k, 1, s.ldm()}, x.v, s.ldv(), sums.s, s.ldv(), Init::kAdd);
+    for (int64_t i = 0; s.needs_sums() && i < rows; ++i) {
+      add_row(x.k + i * s.ldm(), 1, s.ldm(), sums.z);
+    }
+    for (int64_t i = 0; s.needs_mean() && i < rows; ++i) {
+      add_row(x.v + i * s.ldv(), 1, s.ldv(), sums.u);
+    }
+  }
+}
+
+// The sums of all parts, into those of the first.
+void reduce_task(const PoolProblem& s, float* first, int64_t parts, float* transposed) {
+  for (int64_t i = 1; i < parts; ++i) add_row(first + i * s.sums(), 1, s.sums(), first);
+  if (transposed == nullptr) return;
+  std::fill_n(transposed, s.transposed(), 0.0f);
+  transpose(s.dm, s.dv, first, s.ldv(), transposed, s.ldm());
+}
+
+void read_task(const PoolProblem& s, int64_t n, int64_t h, int64_t part, float* from,
+               float* scratch) {
+  Arena arena(scratch);
+  const ForwardTiles x(s, arena);
+  const PoolSums sums(s, from);
+  const int64_t keys = s.span(n, s.keys).length;
+  const auto queries = PoolProblem::part(s.span(n, s.queries), part, s.query_parts);
+  const PoolFactors constant(s, keys, 0);
+  for (int64_t t = 0; t < queries.length; t += kPoolBlock) {
+    const int64_t rows = std::min(kPoolBlock, queries.length - t), first = queries.begin + t;
+    load_tile(s.in.q, queries.b, first, h, rows, s.dm, nullptr, x.q, s.ldm());
+    load_factors(s.in.row_scale, queries.b, first, h, rows, x.factors);
+    product(rows, s.dv, s.dm, {x.q, s.ldm(), 1}, sums.s, s.ldv(), x.o, s.ldv(), Init::kZero);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* o = x.o + i * s.ldv();
+      PoolFactors by = constant;
+      if (s.needs_sums()) by = PoolFactors(s, keys, row_dot(x.q + i * s.ldm(), sums.z, s.ldm()));
+      const double scale = keys == 0 ? 0 : x.factors[i];
+      const auto read = static_cast<float>(scale * by.read);
+      for (int64_t e = 0; e < s.dv; ++e) o[e] = keys == 0 ? 0 : read * o[e];
+      if (s.needs_mean()) add_row(sums.u, static_cast<float>(scale * by.mean), s.ldv(), o);
+    }
+    store_tile(x.o, s.ldv(), rows, s.dv, s.in.out, queries.b, first, h);
+  }
+}
+
+}  // namespace heed::kernel::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace heed::kernel {
+
+HWY_EXPORT(pool_scratch);
+HWY_EXPORT(sum_task);
+HWY_EXPORT(reduce_task);
+HWY_EXPORT(read_task);
+
+int64_t pool_forward_floats(const PoolProblem& s) { return HWY_DYNAMIC_DISPATCH(pool_scratch)(s); }
+
+void pool_sums(const PoolProblem& s, const PoolMemory& memory, bool transpose,
+               const PoolWorkers& workers, const heed_parallel* parallel) {
+  const auto sum = HWY_DYNAMIC_DISPATCH(sum_task);
+  parallel_for(parallel, s.pairs() * s.key_parts, [&](int64_t i, int32_t worker) {
+    const int64_t pair = i / s.key_parts, part = i % s.key_parts;
+    sum(s, pair / s.kv_heads, pair % s.kv_heads, part, memory.keys(pair, part), workers.of(worker));
+  });
+  if (s.key_parts == 1 && !transpose) return;
+  pool_reduce(s, memory.key_sums, s.key_parts, transpose ? memory.key_transposed : nullptr,
+              parallel);
+}
+
+void pool_reduce(const PoolProblem& s, float* sums, int64_t parts, float* transposed,
+                 const heed_parallel* parallel) {
+  const auto reduce = HWY_DYNAMIC_DISPATCH(reduce_task);
+  parallel_for(parallel, s.pairs(), [&](int64_t pair, int32_t /*worker*/) {
+    reduce(s, sums + pair * parts * s.sums(), parts,
+           transposed == nullptr ? nullptr : transposed + pair * s.transposed());
+  });
+}
+
+void pool_forward(const PoolProblem& s, const PoolWorkers& workers, const heed_parallel* parallel) {
+  const PoolMemory memory(s, workers.scratch.all(workers.workspace));
+  pool_sums(s, memory, false, workers, parallel);
+  const auto read = HWY_DYNAMIC_DISPATCH(read_task);
+  parallel_for(parallel, s.sequences * s.heads * s.query_parts, [&](int64_t i, int32_t worker) {
+    const int64_t n = i / s.query_parts / s.heads, h = i / s.query_parts % s.heads;
+    read(s, n, h, i % s.query_parts, memory.keys(n * s.kv_heads + h / s.group), workers.of(worker));
+  });
+}
+
+}  // namespace heed::kernel
+#endif  // HWY_ONCE

@@ -1,0 +1,98 @@
+// What every pass of the engine `pool` needs to know about a call, and how it is cut into tasks.
+// Internal to src/kernel/pool.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernel/call/check.h"
+#include "kernel/call/scratch.h"
+#include "kernel/call/strided.h"
+#include "kernel/pool/pool.h"
+
+namespace heed::kernel {
+
+constexpr int64_t kPoolBlock = 64;  // tokens in a tile
+
+struct PoolProblem {
+  int64_t queries = 0, keys = 0, heads = 0, kv_heads = 0, group = 1, dm = 0, dv = 0;
+  int64_t sequences = 0;
+  const int64_t* cu_seqlens = nullptr;
+  PoolOptions options;
+  PoolTensors<Strided> in, grad;
+  // Keys, and queries, of one sequence and KV head go to so many tasks; fixed by `threads`, so that
+  // the same number of threads gives the same bits.
+  int64_t key_parts = 1, query_parts = 1;
+
+  struct Span {
+    int64_t b, begin, length;
+  };
+  Span span(int64_t n, int64_t tokens) const {
+    if (cu_seqlens == nullptr) return {n, 0, tokens};
+    return {0, cu_seqlens[n], cu_seqlens[n + 1] - cu_seqlens[n]};
+  }
+  // Tokens [first, last) of a span that part i of `parts` has, whole blocks.
+  static Span part(const Span& span, int64_t i, int64_t parts) {
+    const int64_t blocks = (span.length + kPoolBlock - 1) / kPoolBlock;
+    const int64_t first = std::min(span.length, blocks * i / parts * kPoolBlock);
+    const int64_t last = std::min(span.length, blocks * (i + 1) / parts * kPoolBlock);
+    return {span.b, span.begin + first, last - first};
+  }
+  int64_t pairs() const { return sequences * kv_heads; }
+  bool divides() const { return options.a1 != 0; }
+  bool needs_sums() const { return options.a1 != 0 || options.b1 != 0; }  // z
+  bool needs_mean() const { return options.b0 != 0 || options.b1 != 0; }
+
+  // Rows of tiles, in floats, and the sums of one part: S [M, V], z [M], the sum of values [V].
+  int64_t ldm() const { return (dm + 15) / 16 * 16; }
+  int64_t ldv() const { return (dv + 15) / 16 * 16; }
+  int64_t matrix() const { return (dm + 3) / 4 * 4 * ldv(); }
+  int64_t transposed() const { return (dv + 3) / 4 * 4 * ldm(); }
+  int64_t sums() const { return matrix() + ldm() + ldv(); }
+};
+
+// The shared memory of a call. Sums of pair p, part i: at + (p parts + i) sums; those of part 0
+// become the pair's.
+struct PoolMemory {
+  const PoolProblem& s;
+  float *key_sums, *key_transposed;    // [pairs][key_parts][sums], [pairs][transposed]
+  float *grad_sums, *grad_transposed;  // [pairs][query_parts][sums]: gradients; backward only
+
+  PoolMemory(const PoolProblem& problem, float* base)
+      : s(problem),
+        key_sums(base),
+        key_transposed(key_sums + s.pairs() * s.key_parts * s.sums()),
+        grad_sums(key_transposed + s.pairs() * s.transposed()),
+        grad_transposed(grad_sums + s.pairs() * s.query_parts * s.sums()) {}
+  static int64_t forward_floats(const PoolProblem& s) { return s.pairs() * s.key_parts * s.sums(); }
+  static int64_t backward_floats(const PoolProblem& s) {
+    return s.pairs() * ((s.key_parts + s.query_parts) * s.sums() + 2 * s.transposed());
+  }
+  float* keys(int64_t pair, int64_t i = 0) const {
+    return key_sums + (pair * s.key_parts + i) * s.sums();
+  }
+  float* grads(int64_t pair, int64_t i = 0) const {
+    return grad_sums + (pair * s.query_parts + i) * s.sums();
+  }
+};
+
+struct PoolWorkers {
+  Scratch scratch;
+  void* workspace;
+
+  float* of(int32_t worker) const { return scratch.of(workspace, worker); }
+};
+
+int64_t pool_forward_floats(const PoolProblem& s);   // of one worker
+int64_t pool_backward_floats(const PoolProblem& s);  // of one worker
+
+// The sums of all keys; with `transpose` S also transposed.
+void pool_sums(const PoolProblem& s, const PoolMemory& memory, bool transpose,
+               const PoolWorkers& workers, const heed_parallel* parallel);
+// The sums of all parts into those of part 0, and those transposed where asked for.
+void pool_reduce(const PoolProblem& s, float* sums, int64_t parts, float* transposed,
+                 const heed_parallel* parallel);
+void pool_forward(const PoolProblem& s, const PoolWorkers& workers, const heed_parallel* parallel);
+void pool_backward(const PoolProblem& s, const PoolWorkers& workers, const heed_parallel* parallel);
+
+}  // namespace heed::kernel
