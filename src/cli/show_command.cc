@@ -16,14 +16,21 @@ void print_field(const char* name, const std::string& text) {
   fmt::print("{:<10} {}\n", name, indented);
 }
 
+std::string state_of(const mixer::Card& card) {
+  return card.state_size + (card.state_note.empty() ? "" : "; " + card.state_note);
+}
+
 Json tensors_json(const std::vector<mixer::TensorSpec>& specs) {
   Json rows = Json::array();
   for (const mixer::TensorSpec& spec : specs) {
-    rows.push_back({{"name", spec.name},
-                    {"shape", spec.shape},
-                    {"dtype", spec.integer() ? "int64" : "float32"},
-                    {"optional", spec.optional},
-                    {"when", spec.when}});
+    rows.push_back(
+        {{"name", spec.name},
+         {"shape", spec.shape},
+         {"dtype", spec.dtype == mixer::Dtype::kFloat ? "float32" : mixer::dtype_name(spec.dtype)},
+         {"optional", spec.optional},
+         {"group", spec.group},
+         {"gradient", spec.grad},
+         {"when", spec.when}});
   }
   return rows;
 }
@@ -31,7 +38,17 @@ Json tensors_json(const std::vector<mixer::TensorSpec>& specs) {
 Json card_json(const mixer::Card& card) {
   Json settings = Json::array();
   for (const mixer::SettingSpec& spec : card.apply.settings) {
-    settings.push_back({{"name", spec.name}, {"default", spec.default_value}});
+    settings.push_back({{"name", spec.name},
+                        {"default", spec.default_value},
+                        {"required", spec.required},
+                        {"expected", mixer::expected(spec)},
+                        {"words", spec.words}});
+  }
+  Json forms = Json::array();
+  Json forms_when = Json::object();
+  for (const mixer::FormSpec& form : card.apply.forms) {
+    forms.push_back(form.name);
+    forms_when[form.name] = form.when;
   }
   return {{"id", card.id},
           {"title", card.title},
@@ -40,15 +57,16 @@ Json card_json(const mixer::Card& card) {
           {"status", card.ready ? "ready" : "planned"},
           {"paper", card.paper},
           {"equations", card.equations},
-          {"patterns", card.patterns},
-          {"state", card.state_size},
+          {"patterns", card.ready ? card.patterns : ""},
+          {"state", state_of(card)},
           {"layer", card.has_layer},
           {"try", card.try_line},
           {"apply",
            {{"inputs", tensors_json(card.apply.inputs)},
             {"settings", settings},
             {"outputs", tensors_json(card.apply.outputs)},
-            {"forms", card.apply.forms}}}};
+            {"forms", forms},
+            {"forms_when", forms_when}}}};
 }
 
 }  // namespace
@@ -75,9 +93,9 @@ void add_show(CLI::App& app) {
     print_field("status", card.ready ? "ready" : "planned");
     print_field("paper", card.paper);
     print_field("equations", card.equations);
-    print_field("patterns", card.patterns);
-    print_field("state", card.state_size);
     if (!card.ready) return;
+    print_field("patterns", card.patterns);
+    print_field("state", state_of(card));
     print_field("layer", card.has_layer ? "yes" : "no");
     print_field("try", card.try_line);
     fmt::print("\nheed apply {}\n{}", card.id, mixer::describe(card.apply));

@@ -9,17 +9,6 @@
 namespace heed::mixer {
 namespace {
 
-NamedTensors core(const CoreCall& call) {
-  op::ScanInputs in;
-  in.beta = call.get("beta");
-  in.initial_state = call.get("initial_state");
-  in.cu_seqlens = call.get("cu_seqlens");
-  const at::Tensor q = call.get("q");
-  const auto [out, state] =
-      run_scan(call.form, q, call.get("k"), call.get("v"), in, scan_options(call, q));
-  return {{"out", out}, {"final_state", state}};
-}
-
 // y = RMSNorm_head(o) Wo; q, k = l2norm(silu(conv(x W))), v = silu(conv(x Wv)), beta = sigmoid(x
 // Wb).
 class DeltaNetLayer : public RecurrentLayer {
@@ -92,23 +81,11 @@ class DeltaNetLayer : public RecurrentLayer {
 void register_deltanet(Registry& registry) {
   Mechanism m;
   m.card.id = "deltanet";
-  m.card.family = "recurrent";
-  m.card.kind = "mixer, block";
-  m.card.title =
-      "Parallelizing Linear Transformers with the Delta Rule over Sequence Length (2024)";
-  m.card.paper = "arXiv 2406.06484";
   m.card.equations = "S_t = S_{t-1} + beta_t k_t^T (v_t - k_t S_{t-1})\nout_t = scale q_t S_t";
-  m.card.patterns = "causal self";
-  m.card.state_size = "H K V, and 3 inputs of each convolution";
-  m.card.try_line = "heed apply deltanet --in IN.safetensors --out OUT.safetensors";
-  m.card.apply.inputs = {token("q", "B,T,H,K"), token("k", "B,T,H,K", Sample::kUnit),
-                         token("v", "B,T,H,V"), gate("beta", "B,T,H", Sample::kGate),
-                         initial_state(),       offsets()};
-  m.card.apply.settings = {scale_setting(), chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
-  m.card.apply.forms = {"chunked", "naive", "recurrent"};
+  m.card.state_note = "and 3 inputs of each convolution";
+  set_scan_row(m.card, {gate("beta", "B,T,H", Sample::kGate)}, Sample::kUnit);
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = [](const CoreCall& call) { return scan_core(call); };
   m.layer = [](const LayerConfig& config) { return std::make_unique<DeltaNetLayer>(config); };
   registry.add(std::move(m));
 }

@@ -9,18 +9,6 @@
 namespace heed::mixer {
 namespace {
 
-NamedTensors core(const CoreCall& call) {
-  op::ScanInputs in;
-  in.beta = call.get("beta");
-  in.log_decay = call.get("log_decay");
-  in.initial_state = call.get("initial_state");
-  in.cu_seqlens = call.get("cu_seqlens");
-  const at::Tensor q = call.get("q");
-  const auto [out, state] =
-      run_scan(call.form, q, call.get("k"), call.get("v"), in, scan_options(call, q));
-  return {{"out", out}, {"final_state", state}};
-}
-
 // y = (RMSNorm_head(o) . silu(x Wg)) Wo; q, k, v as in DeltaNet; log a = -exp(A_log) softplus(x Wa
 // + dt_bias).
 class GatedDeltaNetLayer : public RecurrentLayer {
@@ -98,27 +86,14 @@ class GatedDeltaNetLayer : public RecurrentLayer {
 void register_gated_deltanet(Registry& registry) {
   Mechanism m;
   m.card.id = "gated-deltanet";
-  m.card.family = "recurrent";
-  m.card.kind = "mixer, block";
-  m.card.title = "Gated Delta Networks: Improving Mamba2 with Delta Rule (2024)";
-  m.card.paper = "arXiv 2412.06464";
   m.card.equations =
       "S' = a_t S_{t-1}\nS_t = S' + beta_t k_t^T (v_t - k_t S')\nout_t = scale q_t S_t";
-  m.card.patterns = "causal self";
-  m.card.state_size = "H K V, and 3 inputs of each convolution";
-  m.card.try_line = "heed apply gated-deltanet --in IN.safetensors --out OUT.safetensors";
-  m.card.apply.inputs = {token("q", "B,T,H,K"),
-                         token("k", "B,T,H,K", Sample::kUnit),
-                         token("v", "B,T,H,V"),
-                         gate("beta", "B,T,H", Sample::kGate),
-                         gate("log_decay", "B,T,H", Sample::kLogDecay),
-                         initial_state(),
-                         offsets()};
-  m.card.apply.settings = {scale_setting(), chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
-  m.card.apply.forms = {"chunked", "naive", "recurrent"};
+  m.card.state_note = "and 3 inputs of each convolution";
+  set_scan_row(
+      m.card, {gate("beta", "B,T,H", Sample::kGate), gate("log_decay", "B,T,H", Sample::kLogDecay)},
+      Sample::kUnit);
   m.traits = recurrent_traits(true);
-  m.core = core;
+  m.core = [](const CoreCall& call) { return scan_core(call); };
   m.layer = [](const LayerConfig& config) { return std::make_unique<GatedDeltaNetLayer>(config); };
   registry.add(std::move(m));
 }

@@ -9,17 +9,6 @@
 namespace heed::mixer {
 namespace {
 
-NamedTensors core(const CoreCall& call) {
-  op::ScanInputs in;
-  in.log_decay = call.get("log_decay");
-  in.initial_state = call.get("initial_state");
-  in.cu_seqlens = call.get("cu_seqlens");
-  const at::Tensor q = call.get("q");
-  const auto [out, state] =
-      run_scan(call.form, q, call.get("k"), call.get("v"), in, scan_options(call, q));
-  return {{"out", out}, {"final_state", state}};
-}
-
 // y = (swish(x Wr) . RMSNorm_head(o)) Wo, log a = logsigmoid(x W1 W2 + b) / 16.
 class GlaLayer : public RecurrentLayer {
  public:
@@ -98,22 +87,10 @@ class GlaLayer : public RecurrentLayer {
 void register_gla(Registry& registry) {
   Mechanism m;
   m.card.id = "gla";
-  m.card.family = "recurrent";
-  m.card.kind = "mixer, block";
-  m.card.title = "Gated Linear Attention Transformers with Hardware-Efficient Training (2023)";
-  m.card.paper = "arXiv 2312.06635";
   m.card.equations = "S_t = diag(a_t) S_{t-1} + k_t^T v_t\nout_t = scale q_t S_t";
-  m.card.patterns = "causal self";
-  m.card.state_size = "H K V";
-  m.card.try_line = "heed apply gla --in IN.safetensors --out OUT.safetensors";
-  m.card.apply.inputs = {token("q", "B,T,H,K"), token("k", "B,T,H,K", Sample::kKey),
-                         token("v", "B,T,H,V"), gate("log_decay", "B,T,H,K", Sample::kLogDecay),
-                         initial_state(),       offsets()};
-  m.card.apply.settings = {scale_setting(), chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
-  m.card.apply.forms = {"chunked", "naive", "recurrent"};
+  set_scan_row(m.card, {gate("log_decay", "B,T,H,K", Sample::kLogDecay)});
   m.traits = recurrent_traits(true);
-  m.core = core;
+  m.core = [](const CoreCall& call) { return scan_core(call); };
   m.layer = [](const LayerConfig& config) { return std::make_unique<GlaLayer>(config); };
   registry.add(std::move(m));
 }

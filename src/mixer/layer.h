@@ -13,6 +13,7 @@
 
 #include "cache/state.h"
 #include "io/json.h"
+#include "mixer/card.h"
 
 namespace heed::mixer {
 
@@ -39,15 +40,6 @@ struct Call {
 
   // The sequences of x [B,T,C]. Throws UsageError if states are given and are not as many.
   int64_t sequences(const at::Tensor& x) const;
-};
-
-// What is true of a mixer, for plans and for the property suite.
-struct Traits {
-  bool causal = true;
-  bool noncausal = false;
-  bool linear_time = false;  // cost linear in T, state size independent of T
-  bool heads_independent = true;
-  bool resets = false;  // takes a log decay of -inf
 };
 
 struct LayerConfig {

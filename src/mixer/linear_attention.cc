@@ -138,42 +138,24 @@ class LinearAttentionLayer : public RecurrentLayer {
 void register_linear_attention(Registry& registry) {
   Mechanism m;
   m.card.id = "linear-attention";
-  m.card.family = "linear";
-  m.card.kind = "mixer, block";
-  m.card.title =
-      "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention (2020)";
-  m.card.paper = "arXiv 2006.16236";
   m.card.equations =
       "S_t = S_{t-1} + k_t^T v_t,  z_t = z_{t-1} + k_t\n"
       "out_t = scale q_t S_t  (normalize: / (scale q_t.z_t + eps))";
   m.card.patterns = "causal self, noncausal self";
-  m.card.state_size = "H K V (normalize: H K (V+1))";
-  m.card.try_line = "heed apply linear-attention --in IN.safetensors --out OUT.safetensors";
-  TensorSpec z = gate("initial_z", "S,H,K", Sample::kGate, true);
-  z.when = "normalize=true";
-  TensorSpec pack = offsets();
-  pack.when = "causal=true";
-  TensorSpec final_z = output("final_z", "S,H,K");
-  final_z.when = "normalize=true";
-  m.card.apply.inputs = {token("q", "B,T,H,K", Sample::kGate),
-                         token("k", "B,T,H,K", Sample::kGate),
-                         token("v", "B,T,H,V"),
-                         initial_state(),
-                         z,
-                         pack};
-  m.card.apply.settings = {{"causal", SettingType::kBool, "true"},
-                           {"normalize", SettingType::kBool, "false"},
-                           {"eps", SettingType::kNumber, "1e-10"},
-                           scale_setting(),
-                           chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V"), final_z};
-  m.card.apply.forms = {"chunked", "naive", "recurrent", "parallel"};
-  m.forms = [](const Settings& settings) {
-    return settings.flag("causal", true) ? std::vector<std::string>{"chunked", "naive", "recurrent"}
-                                         : std::vector<std::string>{"parallel", "naive"};
-  };
+  set_scan_row(m.card, {gate("initial_z", "Ns,H,K", Sample::kGate, true).only("normalize=true")},
+               Sample::kGate);
+  ApplyRow& row = m.card.apply;
+  row.inputs[0].sample = Sample::kGate;
+  row.inputs.back() = offsets().only("causal=true");
+  row.settings = {flag_setting("causal", true), flag_setting("normalize", false),
+                  number_setting("eps", "1e-10"), scale_setting(), chunk_setting()};
+  row.outputs.push_back(output("final_z", "Ns,H,K").only("normalize=true"));
+  row.forms = {{"chunked", "causal=true"},
+               {"parallel", "causal=false"},
+               "naive",
+               {"recurrent", "causal=true"}};
+  m.card.state_size = "H K (V+normalize)";
   m.traits = recurrent_traits(false);
-  m.traits.noncausal = true;
   m.core = core;
   m.layer = [](const LayerConfig& config) {
     return std::make_unique<LinearAttentionLayer>(config);

@@ -28,18 +28,18 @@ NamedTensors core(const CoreCall& call) {
   at::Tensor dt = call.get("dt");
   if (bias.defined()) dt = dt.add(bias);
   if (call.settings.flag("dt_softplus", false)) dt = at::softplus(dt);
-  op::ScanInputs in;
-  in.log_decay = dt.mul(call.get("A"));
-  in.initial_state = call.get("initial_state");
-  in.cu_seqlens = call.get("cu_seqlens");
-  op::ScanOptions options;
-  options.chunk = call.settings.integer("chunk", 64);
+  ScanParts parts;
+  parts.in.log_decay = dt.mul(call.get("A"));
+  parts.scale = 1.0;
   // dt x is not rounded again: the recurrence runs in float32 on the rounded x, B and C.
-  const at::Tensor v = x.to(compute).mul(dt.unsqueeze(-1));
-  auto [out, state] = run_scan(call.form, spread(call.get("C").to(compute), heads),
-                               spread(call.get("B").to(compute), heads), v, in, options);
+  parts.q = spread(call.get("C").to(compute), heads);
+  parts.k = spread(call.get("B").to(compute), heads);
+  parts.v = x.to(compute).mul(dt.unsqueeze(-1));
+  NamedTensors result = scan_core(call, parts);
+  at::Tensor& out = result["out"];
   if (call.get("D").defined()) out = out.add(x.to(compute).mul(call.get("D").unsqueeze(-1)));
-  return {{"out", out.to(type)}, {"final_state", state}};
+  out = out.to(type);
+  return result;
 }
 
 // z, x, B, C, dt = x Win; x, B, C = silu(conv(.)); y = RMSNorm(out . silu(z)) Wout.
@@ -117,19 +117,13 @@ class Mamba2Layer : public RecurrentLayer {
 void register_mamba2(Registry& registry) {
   Mechanism m;
   m.card.id = "mamba2";
-  m.card.family = "recurrent";
-  m.card.kind = "mixer, block, model";
-  m.card.title =
-      "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State "
-      "Space Duality (2024)";
-  m.card.paper = "arXiv 2405.21060";
   m.card.equations =
       "d_t = softplus(dt_t + dt_bias)\nS_t = exp(d_t A) S_{t-1} + B_t^T (d_t x_t)\nout_t = C_t S_t "
       "+ D x_t";
-  m.card.patterns = "causal self";
-  m.card.state_size = "H K V, and 3 inputs of the convolution";
   m.card.try_line =
       "heed apply mamba2 --in IN.safetensors --out OUT.safetensors --set dt_softplus=true";
+  m.card.state_note = "and 3 inputs of the convolution";
+  set_scan_row(m.card, {});
   m.card.apply.inputs = {token("x", "B,T,H,V"),
                          gate("dt", "B,T,H", Sample::kStep),
                          gate("A", "H", Sample::kNegative),
@@ -139,9 +133,7 @@ void register_mamba2(Registry& registry) {
                          gate("dt_bias", "H", Sample::kStep, true),
                          initial_state(),
                          offsets()};
-  m.card.apply.settings = {{"dt_softplus", SettingType::kBool, "false"}, chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
-  m.card.apply.forms = {"chunked", "naive", "recurrent"};
+  m.card.apply.settings = {flag_setting("dt_softplus", false), chunk_setting()};
   m.traits = recurrent_traits(false);
   m.core = core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<Mamba2Layer>(config); };

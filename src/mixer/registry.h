@@ -13,43 +13,53 @@
 
 #include "mixer/card.h"
 #include "mixer/layer.h"
+#include "mixer/settings.h"
 
 namespace heed::mixer {
 
-// The settings of one call of a core, checked against its row; what was not given has no value.
-class Settings {
- public:
-  void set(const SettingSpec& spec, const std::string& text);  // UsageError if it is no such value
-  bool has(const std::string& name) const { return values_.count(name) > 0; }
-  bool flag(const std::string& name, bool fallback) const;
-  int64_t integer(const std::string& name, int64_t fallback) const;
-  double number(const std::string& name, double fallback) const;
-  std::optional<double> number(const std::string& name) const;
-
- private:
-  std::map<std::string, double> values_;
-};
-
+// One call of a core. The sizes of the row's dimensions are known and the tensors fit them.
 struct CoreCall {
   NamedTensors in;  // checked against the row; optional ones may be missing
   Settings settings;
   std::string form;
+  std::map<std::string, double> names;  // sizes by dimension name, and settings
 
-  at::Tensor get(const std::string& name) const;  // undefined if missing
+  at::Tensor get(const std::string& name) const;     // undefined if missing
+  int64_t size(const std::string& dimension) const;  // Error if no tensor has it
 };
 
 struct Mechanism {
   Card card;
   Traits traits;
-  // The forms that go with given settings, the default first; empty: those of the row.
-  std::function<std::vector<std::string>(const Settings&)> forms;
   // Outputs by name. Differentiable unless the form is recurrent.
   std::function<NamedTensors(const CoreCall&)> core;
   std::function<std::unique_ptr<Layer>(const LayerConfig&)> layer;  // may be empty
+  // Causality of a call with these settings; empty: see causality().
+  std::function<Causality(const Settings&)> causality;
+  // Makes sampled inputs fit each other where the row alone cannot say how (a sorted list of
+  // indices, a state that belongs together). For the property suites; may be empty.
+  std::function<void(NamedTensors&, const Settings&)> fit_inputs;
 };
+
+// The settings of the row with their defaults, and those given as text. UsageError for an unknown
+// or missing one, or a wrong value.
+Settings read_settings(const Card& card, const SettingList& given);
+
+// Whether a condition of a row (see TensorSpec) holds.
+bool holds(const std::string& when, const Settings& settings, const NamedTensors& given);
+
+// The forms that go with the settings, the default first.
+std::vector<std::string> forms_of(const Card& card, const Settings& settings,
+                                  const NamedTensors& given);
+
+// The mechanism's own word; else none if a true/false setting `causal` is off or the card has no
+// causal pattern, and its traits' causality otherwise.
+Causality causality(const Mechanism& mechanism, const Settings& settings);
 
 class Registry {
  public:
+  // Fills in what systems.tsv says (title, family, kind, paper) and the shortest try line. Throws
+  // Error for an id that is there already or that systems.tsv does not have.
   void add(Mechanism mechanism);
   const std::vector<Mechanism>& all() const { return mechanisms_; }  // ready ones, by id
   const Mechanism* find(const std::string& id) const;

@@ -15,18 +15,6 @@ at::Tensor default_log_decay(int64_t heads) {
   return at::log1p(at::exp2(h.neg().sub(5.0)).neg());
 }
 
-NamedTensors core(const CoreCall& call) {
-  const at::Tensor q = call.get("q");
-  op::ScanInputs in;
-  in.log_decay = call.get("log_decay");
-  if (!in.log_decay.defined()) in.log_decay = default_log_decay(q.size(2)).to(q.device());
-  in.initial_state = call.get("initial_state");
-  in.cu_seqlens = call.get("cu_seqlens");
-  const auto [out, state] =
-      run_scan(call.form, q, call.get("k"), call.get("v"), in, scan_options(call, q));
-  return {{"out", out}, {"final_state", state}};
-}
-
 // y = (swish(x Wg) . RMSNorm_head(o)) Wo with rotary q and k; v is twice as wide as q and k.
 class RetNetLayer : public RecurrentLayer {
  public:
@@ -91,22 +79,18 @@ class RetNetLayer : public RecurrentLayer {
 void register_retnet(Registry& registry) {
   Mechanism m;
   m.card.id = "retnet";
-  m.card.family = "recurrent";
-  m.card.kind = "mixer, block";
-  m.card.title = "Retentive Network: A Successor to Transformer for Large Language Models (2023)";
-  m.card.paper = "arXiv 2307.08621";
   m.card.equations = "S_t = a_h S_{t-1} + k_t^T v_t,  a_h = 1 - 2^(-5-h)\nout_t = scale q_t S_t";
-  m.card.patterns = "causal self";
-  m.card.state_size = "H K V";
-  m.card.try_line = "heed apply retnet --in IN.safetensors --out OUT.safetensors";
-  m.card.apply.inputs = {token("q", "B,T,H,K"), token("k", "B,T,H,K", Sample::kKey),
-                         token("v", "B,T,H,V"), gate("log_decay", "H", Sample::kLogDecay, true),
-                         initial_state(),       offsets()};
-  m.card.apply.settings = {scale_setting(), chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
-  m.card.apply.forms = {"chunked", "naive", "recurrent"};
+  set_scan_row(m.card, {gate("log_decay", "H", Sample::kLogDecay, true)});
   m.traits = recurrent_traits(true);
-  m.core = core;
+  m.core = [](const CoreCall& call) {
+    ScanParts parts;
+    const at::Tensor q = call.get("q");
+    parts.in.log_decay = call.get("log_decay");
+    if (!parts.in.log_decay.defined()) {
+      parts.in.log_decay = default_log_decay(q.size(2)).to(q.device());
+    }
+    return scan_core(call, parts);
+  };
   m.layer = [](const LayerConfig& config) { return std::make_unique<RetNetLayer>(config); };
   registry.add(std::move(m));
 }

@@ -9,19 +9,6 @@
 namespace heed::mixer {
 namespace {
 
-NamedTensors core(const CoreCall& call) {
-  op::ScanInputs in;
-  in.log_decay = call.get("log_decay");
-  in.bonus = call.get("u");
-  in.initial_state = call.get("initial_state");
-  in.cu_seqlens = call.get("cu_seqlens");
-  const at::Tensor r = call.get("r");
-  op::ScanOptions options = scan_options(call, r, 1.0);
-  options.read_before = true;
-  const auto [out, state] = run_scan(call.form, r, call.get("k"), call.get("v"), in, options);
-  return {{"out", out}, {"final_state", state}};
-}
-
 // With d = x_{t-1} - x_t and m_z = tanh((x + d mu) A) B_z + bias_z for z in r, w, k, v, g, each
 // projection sees x + d m_z. log a = -exp(w0 + tanh(x_w A_w) B_w). y = (GroupNorm_head(o) .
 // silu(x_g Wg)) Wo.
@@ -113,27 +100,20 @@ class Rwkv6Layer : public RecurrentLayer {
 void register_rwkv6(Registry& registry) {
   Mechanism m;
   m.card.id = "rwkv6";
-  m.card.family = "recurrent";
-  m.card.kind = "mixer, block";
-  m.card.title = "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence (2024)";
-  m.card.paper = "arXiv 2404.05892";
   m.card.equations =
       "out_t = scale r_t (S_{t-1} + diag(u) k_t^T v_t)\nS_t = diag(a_t) S_{t-1} + k_t^T v_t";
-  m.card.patterns = "causal self";
-  m.card.state_size = "H K V, and the last input";
-  m.card.try_line = "heed apply rwkv6 --in IN.safetensors --out OUT.safetensors";
-  m.card.apply.inputs = {token("r", "B,T,H,K"),
-                         token("k", "B,T,H,K", Sample::kKey),
-                         token("v", "B,T,H,V"),
-                         gate("log_decay", "B,T,H,K", Sample::kLogDecay),
-                         gate("u", "H,K", Sample::kNormal),
-                         initial_state(),
-                         offsets()};
+  m.card.state_note = "and the last input";
+  set_scan_row(m.card, {gate("log_decay", "B,T,H,K", Sample::kLogDecay), gate("u", "H,K")},
+               Sample::kKey, "r");
   m.card.apply.settings = {scale_setting("1"), chunk_setting()};
-  m.card.apply.outputs = {output("out", "B,T,H,V"), output("final_state", "S,H,K,V")};
-  m.card.apply.forms = {"chunked", "naive", "recurrent"};
   m.traits = recurrent_traits(true);
-  m.core = core;
+  m.core = [](const CoreCall& call) {
+    ScanParts parts;
+    parts.q = call.get("r");
+    parts.in.bonus = call.get("u");
+    parts.read_before = true;
+    return scan_core(call, parts);
+  };
   m.layer = [](const LayerConfig& config) { return std::make_unique<Rwkv6Layer>(config); };
   registry.add(std::move(m));
 }

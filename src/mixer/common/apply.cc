@@ -1,251 +1,320 @@
-// `heed apply`: checks of names, shapes and settings against the row, conversions, gradients.
+// `heed apply`: binds tensors to the row, converts them, runs the core, takes gradients.
 #include "mixer/apply.h"
 
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <set>
 
 #include "io/error.h"
+#include "mixer/common/shape.h"
+#include "op/describe.h"
 
 namespace heed::mixer {
 namespace {
 
-std::string sizes_of(const at::Tensor& t) { return fmt::format("[{}]", fmt::join(t.sizes(), ",")); }
-
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  while (begin <= text.size()) {
-    const size_t end = std::min(text.find(separator, begin), text.size());
-    parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
-
-const char* kind_of(SettingType type) {
-  switch (type) {
-    case SettingType::kBool:
-      return "true or false";
-    case SettingType::kInt:
-      return "a whole number";
-    default:
-      return "a number";
-  }
-}
-
-// Sizes by the names of the row's shapes.
-class Sizes {
+// The row of one call: what of it belongs to these settings and tensors, and the sizes they have.
+class Binding {
  public:
-  void bind(const std::string& name, int64_t size) { sizes_.emplace(name, size); }
-
-  // Checks one tensor; names that are new are fixed by it.
-  void check(const std::string& id, const TensorSpec& spec, const std::string& name,
-             const at::Tensor& t) {
-    const std::vector<std::string> dims = split(spec.shape, ',');
-    bool fits = t.dim() == static_cast<int64_t>(dims.size());
-    for (size_t i = 0; fits && i < dims.size(); ++i) {
-      const auto [it, fresh] = sizes_.emplace(dims[i], t.size(static_cast<int64_t>(i)));
-      fits = it->second == t.size(static_cast<int64_t>(i));
-    }
-    if (fits) return;
-    std::vector<std::string> expected;
-    for (const std::string& dim : dims) {
-      const auto it = sizes_.find(dim);
-      expected.push_back(it == sizes_.end() ? dim : fmt::format("{}={}", dim, it->second));
-    }
-    throw UsageError("{}: tensor {} has shape {}, expected [{}]", id, name, sizes_of(t),
-                     fmt::join(expected, ","));
+  Binding(const Mechanism& mechanism, const NamedTensors& tensors, const ApplyOptions& options)
+      : mechanism_(mechanism), card_(mechanism.card), tensors_(tensors) {
+    settings = read_settings(card_, options.settings);
+    names = settings.names();
+    inputs = applicable(card_.apply.inputs);
+    outputs = applicable(card_.apply.outputs);
+    bind_form(options);
+    check_presence();
+    check_types();
+    bind_sizes();
+    for (const TensorSpec* spec : inputs) check_entries(*spec);
+    check_pattern();
+    if (options.grad) bind_gradients();
+    check_superfluous();
   }
+
+  Settings settings;
+  Names names;
+  std::string form;
+  std::vector<const TensorSpec*> inputs, outputs;
+  std::vector<const TensorSpec*> grads;  // outputs that take a gradient
 
  private:
-  std::map<std::string, int64_t> sizes_;
+  std::vector<const TensorSpec*> applicable(const std::vector<TensorSpec>& specs) const {
+    std::vector<const TensorSpec*> some;
+    for (const TensorSpec& spec : specs) {
+      if (holds(spec.when, settings, tensors_)) some.push_back(&spec);
+    }
+    return some;
+  }
+
+  const at::Tensor* find(const std::string& name) const {
+    const auto it = tensors_.find(name);
+    return it == tensors_.end() ? nullptr : &it->second;
+  }
+
+  void bind_form(const ApplyOptions& options) {
+    const std::vector<std::string> forms = forms_of(card_, settings, tensors_);
+    const bool wide = options.dtype == at::kDouble;
+    form = !options.form.empty() ? options.form : wide ? "naive" : forms.front();
+    if (std::find(forms.begin(), forms.end(), form) == forms.end()) {
+      throw UsageError("{}: there is no form {}{}, expected one of: {}", card_.id, form,
+                       card_.apply.has_form(form) ? " with these settings" : "",
+                       fmt::join(forms, ", "));
+    }
+    if (options.grad && form == "recurrent") {
+      throw UsageError("{}: the form recurrent takes no --grad; use naive{}", card_.id,
+                       forms.front() == "recurrent" ? "" : " or " + forms.front());
+    }
+    if (wide && form != "naive") {
+      throw UsageError("{}: --dtype float64 goes with --form naive", card_.id);
+    }
+  }
+
+  void check_presence() const {
+    std::map<std::string, std::pair<std::string, std::string>> groups;  // one given, one missing
+    for (const TensorSpec* spec : inputs) {
+      const bool present = find(spec->name) != nullptr;
+      if (!present && !spec->optional) {
+        throw UsageError("{}: tensor {} [{}] is missing", card_.id, spec->name, spec->shape);
+      }
+      if (spec->group.empty()) continue;
+      auto& [there, absent] = groups[spec->group];
+      (present ? there : absent) = spec->name;
+    }
+    for (const auto& [group, names_of] : groups) {
+      if (names_of.first.empty() || names_of.second.empty()) continue;
+      throw UsageError("{}: tensor {} is missing; it comes together with {} or not at all",
+                       card_.id, names_of.second, names_of.first);
+    }
+  }
+
+  void check_types() const {
+    for (const TensorSpec* spec : inputs) {
+      const at::Tensor* t = find(spec->name);
+      if (t == nullptr) continue;
+      const bool fits = spec->dtype == Dtype::kFloat   ? t->is_floating_point()
+                        : spec->dtype == Dtype::kInt64 ? t->scalar_type() == at::kLong
+                                                       : t->scalar_type() == at::kBool;
+      if (fits) continue;
+      throw UsageError("{}: tensor {} has type {}, expected {}", card_.id, spec->name,
+                       c10::toString(t->scalar_type()),
+                       spec->dtype == Dtype::kFloat ? "float32" : dtype_name(spec->dtype));
+    }
+  }
+
+  // One tensor against its shape; true when all its dimensions have values now.
+  bool fit(const TensorSpec& spec, const std::string& name, const at::Tensor& t) {
+    bool complete = true;
+    for (const std::vector<std::string>& dimensions : parse_shape(spec.shape)) {
+      Names tried = names;
+      if (!unify(dimensions, t.sizes().vec(), tried, &complete)) continue;
+      names = std::move(tried);
+      return complete;
+    }
+    throw UsageError("{}: tensor {} has shape {}, expected [{}]", card_.id, name, op::sizes_of(t),
+                     with_values(spec.shape, names));
+  }
+
+  // Offsets come first: they say how many sequences a pack has. Then the row's order: the first
+  // tensor that has a name fixes it. A dimension of several unknowns waits for the others.
+  void bind_sizes() {
+    std::vector<const TensorSpec*> waiting;
+    for (const TensorSpec* spec : inputs) {
+      if (find(spec->name) == nullptr) continue;
+      if (spec->sample == Sample::kOffsets) {
+        packed_ = true;
+        fit(*spec, spec->name, *find(spec->name));
+      } else {
+        waiting.push_back(spec);
+      }
+    }
+    for (bool progress = true; progress && !waiting.empty();) {
+      progress = false;
+      std::vector<const TensorSpec*> still;
+      for (const TensorSpec* spec : waiting) {
+        const size_t before = names.size();
+        if (!fit(*spec, spec->name, *find(spec->name))) still.push_back(spec);
+        const auto batch = names.find("B");
+        if (!packed_ && batch != names.end()) names.emplace("Ns", batch->second);
+        progress |= names.size() > before;
+      }
+      progress |= still.size() < waiting.size();
+      waiting = std::move(still);
+    }
+  }
+
+  void check_entries(const TensorSpec& spec) const {
+    const at::Tensor* t = find(spec.name);
+    if (t == nullptr || spec.below.empty() || t->numel() == 0) return;
+    const std::optional<double> below = evaluate(spec.below, names);
+    if (!below.has_value()) return;
+    const int64_t low = t->min().item<int64_t>(), high = t->max().item<int64_t>();
+    if (low >= spec.least && static_cast<double>(high) < *below) return;
+    throw UsageError("{}: tensor {} holds {}, expected whole numbers from {} to {}", card_.id,
+                     spec.name, low < spec.least ? low : high, spec.least, *below - 1);
+  }
+
+  // Lengths that differ make the call a cross one.
+  void check_pattern() const {
+    const auto q = names.find(card_.tests.queries), k = names.find(card_.tests.keys);
+    if (q == names.end() || k == names.end() || q->second == k->second) return;
+    const bool causal = causality(mechanism_, settings) != Causality::kNone;
+    const std::string pattern = causal ? "causal cross" : "noncausal cross";
+    if (card_.has_pattern(pattern)) return;
+    throw UsageError("{}: {}={} and {}={} make the pattern {}, expected one of: {}", card_.id,
+                     q->first, q->second, k->first, k->second, pattern, card_.patterns);
+  }
+
+  void bind_gradients() {
+    for (const TensorSpec* spec : outputs) {
+      if (!spec->grad) continue;
+      grads.push_back(spec);
+      const std::string name = "grad_" + spec->name;
+      const at::Tensor* t = find(name);
+      if (t == nullptr) {
+        if (spec->name != "out") continue;
+        throw UsageError("{}: --grad needs tensor {} [{}]", card_.id, name, spec->shape);
+      }
+      if (!t->is_floating_point()) {
+        throw UsageError("{}: tensor {} must be float32", card_.id, name);
+      }
+      fit(*spec, name, *t);
+    }
+    if (grads.empty()) throw UsageError("{}: no output takes a gradient", card_.id);
+  }
+
+  void check_superfluous() const {
+    std::set<std::string> known;
+    for (const TensorSpec* spec : inputs) known.insert(spec->name);
+    for (const TensorSpec* spec : grads) known.insert("grad_" + spec->name);
+    std::vector<std::string> all;
+    for (const TensorSpec& spec : card_.apply.inputs) {
+      all.push_back(spec.name + (spec.optional ? " (optional)" : ""));
+    }
+    for (const auto& [name, t] : tensors_) {
+      if (known.count(name)) continue;
+      throw UsageError("{}: tensor {} is not an input{}, expected: {}", card_.id, name,
+                       card_.apply.input(name) != nullptr ? " with these settings" : "",
+                       fmt::join(all, ", "));
+    }
+  }
+
+  const Mechanism& mechanism_;
+  const Card& card_;
+  const NamedTensors& tensors_;
+  bool packed_ = false;
 };
 
-bool belongs(const TensorSpec& spec, const Settings& settings) {
-  if (spec.when.empty()) return true;
-  const size_t equals = spec.when.find('=');
-  return settings.flag(spec.when.substr(0, equals), false) ==
-         (spec.when.substr(equals + 1) == "true");
-}
-
-std::string names_of(const std::vector<TensorSpec>& specs) {
-  std::vector<std::string> names;
-  for (const TensorSpec& spec : specs) {
-    names.push_back(spec.name + (spec.optional ? " (optional)" : ""));
-  }
-  return fmt::format("{}", fmt::join(names, ", "));
-}
-
-Settings read_settings(const Card& card, const ApplyOptions& options) {
-  Settings settings;
-  for (const SettingSpec& spec : card.apply.settings) {
-    if (spec.type == SettingType::kBool) settings.set(spec, spec.default_value);
-  }
-  for (const auto& [name, text] : options.settings) {
-    const SettingSpec* found = nullptr;
-    std::vector<std::string> known;
-    for (const SettingSpec& spec : card.apply.settings) {
-      if (spec.name == name) found = &spec;
-      known.push_back(spec.name);
-    }
-    if (found == nullptr) {
-      throw UsageError("{}: unknown setting {}, expected one of: {}", card.id, name,
-                       known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", ")));
-    }
-    settings.set(*found, text);
-  }
-  return settings;
-}
-
-}  // namespace
-
-NamedTensors apply(const Mechanism& mechanism, const NamedTensors& inputs,
-                   const ApplyOptions& options) {
-  const Card& card = mechanism.card;
-  const ApplyRow& row = card.apply;
+// Tensors in the types that the core computes with. `leaves`: those that gradients are taken of,
+// as they were given; empty without gradients.
+CoreCall convert(const Binding& binding, const NamedTensors& tensors, const ApplyOptions& options,
+                 std::map<std::string, at::Tensor>& leaves) {
   CoreCall call;
-  call.settings = read_settings(card, options);
-
-  std::vector<std::string> forms = mechanism.forms ? mechanism.forms(call.settings) : row.forms;
-  call.form = options.form;
-  if (call.form.empty()) call.form = options.dtype == at::kDouble ? "naive" : forms.front();
-  if (std::find(forms.begin(), forms.end(), call.form) == forms.end()) {
-    throw UsageError("{}: there is no form {}{}, expected one of: {}", card.id, call.form,
-                     row.has_form(call.form) ? " with these settings" : "", fmt::join(forms, ", "));
-  }
-  if (options.grad && call.form == "recurrent") {
-    throw UsageError("{}: the form recurrent takes no --grad; use naive{}", card.id,
-                     forms.front() == "recurrent" ? "" : " or " + forms.front());
-  }
-  const bool wide = options.dtype == at::kDouble;
-  if (wide && call.form != "naive") {
-    throw UsageError("{}: --dtype float64 goes with --form naive", card.id);
-  }
-
-  // Names and shapes.
-  std::set<std::string> known;
-  std::vector<const TensorSpec*> grad_specs;  // outputs that take a gradient
-  const bool packed = inputs.count("cu_seqlens") + inputs.count("cu_seqlens_q") > 0;
-  Sizes sizes;
-  for (const TensorSpec& spec : row.inputs) {
-    if (!belongs(spec, call.settings)) continue;
-    known.insert(spec.name);
-    const auto it = inputs.find(spec.name);
-    if (it == inputs.end()) {
-      if (spec.optional) continue;
-      throw UsageError("{}: tensor {} [{}] is missing", card.id, spec.name, spec.shape);
-    }
-    const at::Tensor& t = it->second;
-    if (spec.integer() ? t.scalar_type() != at::kLong : !t.is_floating_point()) {
-      throw UsageError("{}: tensor {} has type {}, expected {}", card.id, spec.name,
-                       c10::toString(t.scalar_type()), spec.integer() ? "int64" : "float32");
-    }
-    if (spec.integer()) {
-      sizes.check(card.id, spec, spec.name, t);
-      if (spec.name.starts_with("cu_seqlens")) sizes.bind("S", t.size(0) - 1);
-    }
-  }
-  // Offsets come first: they say how many states a pack has.
-  for (const TensorSpec& spec : row.inputs) {
-    const auto it = inputs.find(spec.name);
-    if (spec.integer() || it == inputs.end() || !known.count(spec.name)) continue;
-    if (!packed && it->second.dim() > 0 && spec.shape.starts_with("B,")) {
-      sizes.bind("S", it->second.size(0));
-    }
-    sizes.check(card.id, spec, spec.name, it->second);
-  }
-  if (options.grad) {
-    for (const TensorSpec& spec : row.outputs) {
-      if (!belongs(spec, call.settings) || !spec.grad) continue;
-      const std::string name = "grad_" + spec.name;
-      known.insert(name);
-      grad_specs.push_back(&spec);
-      const auto it = inputs.find(name);
-      if (it == inputs.end()) {
-        if (spec.name != "out") continue;
-        throw UsageError("{}: --grad needs tensor {} [{}]", card.id, name, spec.shape);
-      }
-      if (!it->second.is_floating_point()) {
-        throw UsageError("{}: tensor {} must be float32", card.id, name);
-      }
-      sizes.check(card.id, spec, name, it->second);
-    }
-  }
-  for (const auto& [name, t] : inputs) {
-    if (known.count(name)) continue;
-    throw UsageError("{}: tensor {} is not an input{}, expected: {}", card.id, name,
-                     row.input(name) != nullptr ? " with these settings" : "",
-                     names_of(row.inputs));
-  }
-
-  // Conversion; gradients are those of the tensors as they were given.
-  const at::ScalarType compute = wide ? at::kDouble : at::kFloat;
-  std::vector<std::string> leaf_names;
-  std::vector<at::Tensor> leaves;
-  for (const TensorSpec& spec : row.inputs) {
-    const auto it = inputs.find(spec.name);
-    if (it == inputs.end()) continue;
-    if (spec.integer()) {
-      call.in[spec.name] = it->second.cpu();
+  call.settings = binding.settings;
+  call.form = binding.form;
+  call.names = binding.names;
+  const at::ScalarType compute = options.dtype == at::kDouble ? at::kDouble : at::kFloat;
+  for (const TensorSpec* spec : binding.inputs) {
+    const auto it = tensors.find(spec->name);
+    if (it == tensors.end()) continue;
+    if (spec->dtype != Dtype::kFloat) {
+      const bool offsets = spec->sample == Sample::kOffsets;
+      call.in[spec->name] = it->second.to(offsets ? at::Device(at::kCPU) : options.device);
       continue;
     }
     at::Tensor leaf = it->second.to(options.device, compute);
     if (options.grad) {
       leaf = leaf.detach().clone().requires_grad_();
-      leaf_names.push_back(spec.name);
-      leaves.push_back(leaf);
+      leaves[spec->name] = leaf;
     }
-    call.in[spec.name] = spec.token ? leaf.to(options.dtype) : leaf;
+    call.in[spec->name] = spec->token ? leaf.to(options.dtype) : leaf;
   }
+  return call;
+}
 
-  const at::AutoGradMode grad_mode(options.grad);
-  NamedTensors outputs = mechanism.core(call);
-  NamedTensors results;
-  for (const auto& [name, t] : outputs) results[name] = t.detach().cpu().to(compute).contiguous();
-  if (!options.grad) return results;
-
-  std::vector<at::Tensor> roots, root_grads;
-  for (const TensorSpec* spec : grad_specs) {
-    const auto it = inputs.find("grad_" + spec->name);
+// grad_NAME of every leaf; zero where nothing reaches it.
+void differentiate(const Binding& binding, const NamedTensors& tensors, const NamedTensors& outputs,
+                   const std::map<std::string, at::Tensor>& leaves, NamedTensors& results) {
+  std::vector<at::Tensor> roots, root_grads, inputs;
+  for (const TensorSpec* spec : binding.grads) {
+    const auto grad = tensors.find("grad_" + spec->name);
     const auto output = outputs.find(spec->name);
-    if (it == inputs.end() || output == outputs.end() || !output->second.requires_grad()) continue;
+    if (grad == tensors.end() || output == outputs.end() || !output->second.requires_grad())
+      continue;
     roots.push_back(output->second);
-    root_grads.push_back(it->second.to(options.device, output->second.scalar_type()));
+    root_grads.push_back(grad->second.to(output->second.device(), output->second.scalar_type()));
   }
-  std::vector<at::Tensor> grads(leaves.size());
+  for (const auto& [name, leaf] : leaves) inputs.push_back(leaf);
+  std::vector<at::Tensor> grads(inputs.size());
   if (!roots.empty()) {
-    grads = torch::autograd::grad(roots, leaves, root_grads, std::nullopt, false, true);
+    grads = torch::autograd::grad(roots, inputs, root_grads, std::nullopt, false, true);
   }
-  for (size_t i = 0; i < leaves.size(); ++i) {
-    results["grad_" + leaf_names[i]] =
-        grads[i].defined() ? grads[i].cpu().to(compute).contiguous()
-                           : at::zeros(leaves[i].sizes(), at::TensorOptions().dtype(compute));
+  size_t i = 0;
+  for (const auto& [name, leaf] : leaves) {
+    const at::Tensor& grad = grads[i++];
+    results["grad_" + name] = grad.defined()
+                                  ? grad.cpu().to(leaf.scalar_type()).contiguous()
+                                  : at::zeros(leaf.sizes(), leaf.options().device(at::kCPU));
   }
+}
+
+}  // namespace
+
+const char* dtype_name(Dtype dtype) {
+  return dtype == Dtype::kInt64 ? "int64" : dtype == Dtype::kBool ? "bool" : "float";
+}
+
+NamedTensors apply(const Mechanism& mechanism, const NamedTensors& inputs,
+                   const ApplyOptions& options) {
+  const Binding binding(mechanism, inputs, options);
+  std::map<std::string, at::Tensor> leaves;
+  const CoreCall call = convert(binding, inputs, options, leaves);
+  const at::AutoGradMode grad_mode(options.grad);
+  const NamedTensors outputs = mechanism.core(call);
+  const at::ScalarType compute = options.dtype == at::kDouble ? at::kDouble : at::kFloat;
+  NamedTensors results;
+  for (const auto& [name, t] : outputs) {
+    const at::Tensor plain = t.detach().cpu();
+    results[name] = (t.is_floating_point() ? plain.to(compute) : plain).contiguous();
+  }
+  if (options.grad) differentiate(binding, inputs, outputs, leaves, results);
   return results;
 }
 
 std::string describe(const ApplyRow& row) {
   std::string text;
+  const auto condition = [](const std::string& when) {
+    return when.empty() ? std::string() : " with " + when;
+  };
   const auto tensors = [&](const char* title, const std::vector<TensorSpec>& specs) {
     text += fmt::format("{}\n", title);
     for (const TensorSpec& spec : specs) {
-      text += fmt::format("  {} [{}]{}{}{}\n", spec.name, spec.shape,
-                          spec.integer() ? " int64" : "", spec.optional ? " (optional)" : "",
-                          spec.when.empty() ? "" : " with " + spec.when);
+      text += fmt::format("  {} [{}]", spec.name, spec.shape);
+      if (spec.dtype != Dtype::kFloat) text += fmt::format(" {}", dtype_name(spec.dtype));
+      if (!spec.below.empty()) text += fmt::format(" from {} to below {}", spec.least, spec.below);
+      if (spec.optional) {
+        text += spec.group.empty() ? " (optional)"
+                                   : fmt::format(" (optional, all of {} or none)", spec.group);
+      }
+      text += condition(spec.when) + "\n";
     }
   };
   tensors("inputs", row.inputs);
   text += "settings\n";
   if (row.settings.empty()) text += "  none\n";
   for (const SettingSpec& spec : row.settings) {
-    text += fmt::format("  {} ({}): {}\n", spec.name, spec.default_value, kind_of(spec.type));
+    const std::string first = spec.required                ? "required"
+                              : spec.default_value.empty() ? "none"
+                                                           : spec.default_value;
+    text += fmt::format("  {} ({}): {}\n", spec.name, first, expected(spec));
   }
   tensors("outputs", row.outputs);
-  text += fmt::format("forms\n  {}\n", fmt::join(row.forms, ", "));
-  return text;
+  text += "forms\n";
+  std::vector<std::string> forms;
+  for (const FormSpec& form : row.forms) forms.push_back(form.name + condition(form.when));
+  return text + fmt::format("  {}\n", fmt::join(forms, ", "));
 }
 
 }  // namespace heed::mixer

@@ -66,34 +66,31 @@ std::tuple<at::Tensor, at::Tensor> run_attend(const CoreCall& call,
   return {out, lse};
 }
 
-ApplyRow attend_row() {
-  ApplyRow row;
-  const auto pack = [](const char* name) {
-    TensorSpec spec = offsets();
-    spec.name = name;
-    return spec;
-  };
+void set_attend_row(Card& card) {
+  card.patterns = "causal self, noncausal self, causal cross, noncausal cross";
+  card.state_size = "Hk (D+Dv) Tk";
+  ApplyRow& row = card.apply;
   row.inputs = {token("q", "B,Tq,Hq,D"),
                 token("k", "B,Tk,Hk,D"),
                 token("v", "B,Tk,Hk,Dv"),
                 gate("key_bias", "B,Tk,Hq", Sample::kNormal, true),
                 gate("alibi_slopes", "Hq", Sample::kSlope, true),
-                pack("cu_seqlens_q"),
-                pack("cu_seqlens_k"),
-                pack("cu_seqlens")};
-  row.settings = {{"causal", SettingType::kBool, "false"},
-                  {"scale", SettingType::kNumber, "1/sqrt(D)"},
-                  {"window", SettingType::kInt, "0, off"},
-                  {"sinks", SettingType::kInt, "0"},
-                  {"soft_cap", SettingType::kNumber, "0, off"}};
+                offsets("cu_seqlens_q"),
+                offsets("cu_seqlens_k"),
+                offsets()};
+  row.settings = {flag_setting("causal", false), scale_setting("1/sqrt(D)"),
+                  int_setting("window", "0, off"), int_setting("sinks", "0"),
+                  number_setting("soft_cap", "0, off")};
   row.outputs = {output("out", "B,Tq,Hq,Dv")};
-  row.forms = {"parallel", "naive", "recurrent"};
-  return row;
-}
-
-std::vector<std::string> attend_forms(const Settings& settings) {
-  if (settings.flag("causal", false)) return {"parallel", "naive", "recurrent"};
-  return {"parallel", "naive"};
+  row.forms = {"parallel", "naive", {"recurrent", "causal=true"}};
+  TestCard& tests = card.tests;
+  tests.queries = "Tq";
+  tests.keys = "Tk";
+  tests.heads = {"Hq", "Hk"};
+  tests.sizes = {{"Hq", 4}, {"Hk", 2}, {"D", 9}, {"Dv", 6}};
+  tests.large = {{"D", 64}, {"Dv", 64}};
+  tests.tries = {{{{"causal", "true"}, {"window", "6"}, {"sinks", "2"}, {"soft_cap", "2.5"}}},
+                 {{{"causal", "false"}, {"window", "4"}, {"sinks", "1"}}}};
 }
 
 }  // namespace heed::mixer

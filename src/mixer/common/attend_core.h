@@ -1,6 +1,7 @@
 // What the cores on the engine `attend` share.
 #pragma once
 
+#include "mixer/common/rows.h"
 #include "mixer/registry.h"
 #include "op/attend.h"
 
@@ -14,10 +15,8 @@ op::AttendOptions attend_options(const CoreCall& call, kernel::Weight weight);
 std::tuple<at::Tensor, at::Tensor> run_attend(const CoreCall& call,
                                               const op::AttendOptions& options);
 
-// Inputs and settings of the row.
-ApplyRow attend_row();
-
-// parallel, naive and, if causal, recurrent.
-std::vector<std::string> attend_forms(const Settings& settings);
+// Row, patterns, state and test sizes of softmax attention's kin: everything but outputs besides
+// out.
+void set_attend_row(Card& card);
 
 }  // namespace heed::mixer

@@ -14,54 +14,95 @@ const TensorSpec* ApplyRow::input(const std::string& name) const {
   return nullptr;
 }
 
+const SettingSpec* ApplyRow::setting(const std::string& name) const {
+  for (const SettingSpec& spec : settings) {
+    if (spec.name == name) return &spec;
+  }
+  return nullptr;
+}
+
 bool ApplyRow::has_form(const std::string& form) const {
-  return std::find(forms.begin(), forms.end(), form) != forms.end();
+  return std::any_of(forms.begin(), forms.end(),
+                     [&](const FormSpec& spec) { return spec.name == form; });
 }
 
-void Settings::set(const SettingSpec& spec, const std::string& text) {
-  const auto wrong = [&](const char* expected) {
-    throw UsageError("setting {}={}: expected {}", spec.name, text, expected);
-  };
-  if (spec.type == SettingType::kBool) {
-    if (text != "true" && text != "false" && text != "1" && text != "0") wrong("true or false");
-    values_[spec.name] = text == "true" || text == "1";
-    return;
-  }
-  const bool whole = spec.type == SettingType::kInt;
-  const char* expected = whole ? "a whole number" : "a number";
-  double value = 0;
-  size_t end = 0;
-  try {
-    value = std::stod(text, &end);
-  } catch (const std::exception&) {
-    wrong(expected);
-  }
-  if (end != text.size() || !std::isfinite(value)) wrong(expected);
-  if (whole && (value != std::floor(value) || std::abs(value) > 1e15)) wrong(expected);
-  values_[spec.name] = value;
-}
-
-bool Settings::flag(const std::string& name, bool fallback) const {
-  return number(name, fallback ? 1.0 : 0.0) != 0.0;
-}
-
-int64_t Settings::integer(const std::string& name, int64_t fallback) const {
-  const auto it = values_.find(name);
-  return it == values_.end() ? fallback : static_cast<int64_t>(it->second);
-}
-
-double Settings::number(const std::string& name, double fallback) const {
-  return number(name).value_or(fallback);
-}
-
-std::optional<double> Settings::number(const std::string& name) const {
-  const auto it = values_.find(name);
-  return it == values_.end() ? std::nullopt : std::optional<double>(it->second);
+bool Card::has_pattern(const std::string& pattern) const {
+  return (", " + patterns + ",").find(", " + pattern + ",") != std::string::npos;
 }
 
 at::Tensor CoreCall::get(const std::string& name) const {
   const auto it = in.find(name);
   return it == in.end() ? at::Tensor() : it->second;
+}
+
+int64_t CoreCall::size(const std::string& dimension) const {
+  const auto it = names.find(dimension);
+  if (it == names.end()) throw Error("no tensor of the call has the dimension {}", dimension);
+  return static_cast<int64_t>(it->second);
+}
+
+Settings read_settings(const Card& card, const SettingList& given) {
+  Settings settings;
+  std::string known;
+  for (const SettingSpec& spec : card.apply.settings) {
+    settings.set_default(spec);
+    known += (known.empty() ? "" : ", ") + spec.name;
+  }
+  for (const auto& [name, text] : given) {
+    const SettingSpec* spec = card.apply.setting(name);
+    if (spec == nullptr) {
+      throw UsageError("{}: unknown setting {}, expected one of: {}", card.id, name,
+                       known.empty() ? "none" : known);
+    }
+    settings.set(*spec, text);
+  }
+  for (const SettingSpec& spec : card.apply.settings) {
+    if (spec.required && !settings.has(spec.name)) {
+      throw UsageError("{}: setting {} is missing, expected {}", card.id, spec.name,
+                       expected(spec));
+    }
+  }
+  return settings;
+}
+
+bool holds(const std::string& when, const Settings& settings, const NamedTensors& given) {
+  size_t begin = 0;
+  while (begin < when.size()) {
+    const size_t end = std::min(when.find(',', begin), when.size());
+    std::string condition = when.substr(begin, end - begin);
+    condition.erase(0, condition.find_first_not_of(' '));
+    begin = end + 1;
+    const size_t equals = condition.find('=');
+    if (equals == std::string::npos) {
+      if (!settings.has(condition) && given.count(condition) == 0) return false;
+      continue;
+    }
+    const std::string name = condition.substr(0, equals);
+    const std::string allowed = "|" + condition.substr(equals + 1) + "|";
+    if (!settings.has(name) || allowed.find("|" + settings.text(name) + "|") == std::string::npos) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::vector<std::string> forms_of(const Card& card, const Settings& settings,
+                                  const NamedTensors& given) {
+  std::vector<std::string> forms;
+  for (const FormSpec& form : card.apply.forms) {
+    if (holds(form.when, settings, given)) forms.push_back(form.name);
+  }
+  return forms;
+}
+
+Causality causality(const Mechanism& mechanism, const Settings& settings) {
+  if (mechanism.causality) return mechanism.causality(settings);
+  const SettingSpec* spec = mechanism.card.apply.setting("causal");
+  const bool off =
+      spec != nullptr && spec->type == SettingType::kBool && !settings.flag("causal", false);
+  const bool never =
+      !mechanism.card.has_pattern("causal self") && !mechanism.card.has_pattern("causal cross");
+  return off || never ? Causality::kNone : mechanism.traits.causality;
 }
 
 int64_t Call::sequences(const at::Tensor& x) const {
@@ -73,8 +114,22 @@ int64_t Call::sequences(const at::Tensor& x) const {
 }
 
 void Registry::add(Mechanism mechanism) {
-  mechanism.card.ready = true;
-  mechanism.card.has_layer = static_cast<bool>(mechanism.layer);
+  Card& card = mechanism.card;
+  const System* system = find_system(card.id);
+  if (system == nullptr) throw Error("mixer {} has no line in systems.tsv", card.id);
+  card.title = system->title;
+  card.family = system->family;
+  card.kind = system->kind;
+  card.paper = system->paper;
+  card.ready = true;
+  card.has_layer = static_cast<bool>(mechanism.layer);
+  if (card.try_line.empty()) {
+    card.try_line = "heed apply " + card.id + " --in IN.safetensors --out OUT.safetensors";
+    for (const auto& [name, text] : card.tests.always) {
+      const SettingSpec* spec = card.apply.setting(name);
+      if (spec != nullptr && spec->required) card.try_line += " --set " + name + "=" + text;
+    }
+  }
   if (find(mechanism.card.id) != nullptr) {
     throw Error("mixer {} is registered twice", mechanism.card.id);
   }
@@ -111,6 +166,7 @@ const std::vector<Card>& cards() {
       card.family = system.family;
       card.kind = system.kind;
       card.title = system.title;
+      card.paper = system.paper;
       made.push_back(card);
     }
     std::sort(made.begin(), made.end(), [](const Card& a, const Card& b) {

@@ -57,43 +57,24 @@ op::ScanOptions scan_options(const CoreCall& call, const at::Tensor& q,
   return options;
 }
 
-TensorSpec token(const std::string& name, const std::string& shape, Sample sample) {
-  TensorSpec spec;
-  spec.name = name;
-  spec.shape = shape;
-  spec.token = true;
-  spec.sample = sample;
-  return spec;
-}
-
-TensorSpec gate(const std::string& name, const std::string& shape, Sample sample, bool optional) {
-  TensorSpec spec;
-  spec.name = name;
-  spec.shape = shape;
-  spec.sample = sample;
-  spec.optional = optional;
-  return spec;
-}
-
-TensorSpec initial_state() { return gate("initial_state", "S,H,K,V", Sample::kNormal, true); }
-
-TensorSpec offsets() { return gate("cu_seqlens", "N+1", Sample::kOffsets, true); }
-
-TensorSpec output(const std::string& name, const std::string& shape) {
-  return gate(name, shape, Sample::kNormal);
-}
-
-SettingSpec scale_setting(const std::string& default_value) {
-  return {"scale", SettingType::kNumber, default_value};
-}
-
-SettingSpec chunk_setting() { return {"chunk", SettingType::kInt, "64"}; }
-
-Traits recurrent_traits(bool resets) {
-  Traits traits;
-  traits.linear_time = true;
-  traits.resets = resets;
-  return traits;
+NamedTensors scan_core(const CoreCall& call, ScanParts parts) {
+  const auto take = [&call](at::Tensor& part, const char* name) {
+    if (!part.defined()) part = call.get(name);
+  };
+  take(parts.q, "q");
+  take(parts.k, "k");
+  take(parts.v, "v");
+  op::ScanInputs& in = parts.in;
+  take(in.p, "p");
+  if (in.p.defined()) take(in.r, "r");  // alone it is the query of an RWKV
+  take(in.beta, "beta");
+  take(in.log_decay, "log_decay");
+  take(in.initial_state, "initial_state");
+  take(in.cu_seqlens, "cu_seqlens");
+  op::ScanOptions options = scan_options(call, parts.q, parts.scale);
+  options.read_before = parts.read_before;
+  const auto [out, state] = run_scan(call.form, parts.q, parts.k, parts.v, in, options);
+  return {{"out", out}, {"final_state", state}};
 }
 
 }  // namespace heed::mixer

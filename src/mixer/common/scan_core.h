@@ -1,6 +1,7 @@
-// What the cores on the engine `scan` share: their forms, the rows of their tables.
+// What the cores on the engine `scan` share.
 #pragma once
 
+#include "mixer/common/rows.h"
 #include "mixer/registry.h"
 #include "op/scan.h"
 
@@ -13,22 +14,19 @@ std::tuple<at::Tensor, at::Tensor> run_scan(const std::string& form, const at::T
                                             const op::ScanInputs& inputs,
                                             const op::ScanOptions& options);
 
+// What a core says of its scan; what it leaves out is taken from the call.
+struct ScanParts {
+  at::Tensor q, k, v;           // else the tensors of these names
+  op::ScanInputs in;            // else the tensors of these names, `r` only with `p`
+  std::optional<double> scale;  // without the setting `scale`; else 1/sqrt(K)
+  bool read_before = false;
+};
+
+// {out, final_state} of the scan whose parts are in the call by the names of ScanInputs.
+NamedTensors scan_core(const CoreCall& call, ScanParts parts = {});
+
 // scale (default 1/sqrt(K), or `fallback`) and chunk from the settings.
 op::ScanOptions scan_options(const CoreCall& call, const at::Tensor& q,
                              std::optional<double> fallback = std::nullopt);
-
-// Tensors that many rows have.
-TensorSpec token(const std::string& name, const std::string& shape,
-                 Sample sample = Sample::kNormal);
-TensorSpec gate(const std::string& name, const std::string& shape, Sample sample,
-                bool optional = false);
-TensorSpec initial_state();
-TensorSpec offsets();
-TensorSpec output(const std::string& name, const std::string& shape);
-SettingSpec scale_setting(const std::string& default_value = "1/sqrt(K)");
-SettingSpec chunk_setting();
-
-// Traits of every recurrence.
-Traits recurrent_traits(bool resets);
 
 }  // namespace heed::mixer

@@ -1,17 +1,20 @@
-// The table of all systems, ready and planned.
+// The table of all systems, ready and planned: systems.tsv, built into the program.
 #pragma once
 
+#include <string>
 #include <vector>
 
 namespace heed::mixer {
 
 struct System {
-  const char* id;
-  const char* family;
-  const char* kind;
-  const char* title;
+  std::string id;
+  std::string family;
+  std::string kind;
+  std::string title;
+  std::string paper;
 };
 
 const std::vector<System>& systems();
+const System* find_system(const std::string& id);  // null if there is none
 
 }  // namespace heed::mixer
