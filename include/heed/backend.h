@@ -48,6 +48,22 @@ typedef struct heed_backend {
                      const heed_parallel* parallel, heed_message* message);
 } heed_backend;
 
+/* How the entry points of the engines are called from C (heed/ewscan.h and others): set struct_size
+ * to sizeof(heed_run), and what is needed of the rest; zero is a sensible value everywhere. */
+typedef struct heed_run {
+  uint32_t struct_size;
+  int32_t pass;                  /* heed_pass */
+  const heed_parallel* parallel; /* NULL: one thread */
+  const int64_t* cu_seqlens;     /* packs: sequences + 1 offsets, then B = 1; NULL: none */
+  int64_t sequences;
+  void* saved;     /* FORWARD writes it, BACKWARD reads it; NULL: BACKWARD computes it again */
+  void* workspace; /* NULL: the call allocates and frees it */
+  int64_t workspace_bytes;
+  char*
+      message; /* what was wrong, at most message_size bytes with the closing zero; NULL: nowhere */
+  int64_t message_size;
+} heed_run;
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

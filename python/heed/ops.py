@@ -79,3 +79,72 @@ def scan_step(
     return torch.ops.heed.scan_step(
         q, k, v, state, p=p, r=r, beta=beta, log_decay=log_decay, bonus=bonus,
         scale=q.shape[-1] ** -0.5 if scale is None else scale, read_before=read_before)
+
+
+def ewscan(
+    log_decay: Tensor,
+    x: Tensor,
+    *,
+    turn: Optional[Tensor] = None,
+    initial_state: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+) -> Tuple[Tensor, Tensor]:
+    """h_t = exp(log_decay_t) h_{t-1} + x_t per channel: all states, as x, and the last, [N,C].
+
+    log_decay is [B,T,C] or [C]. Complex states are pairs: x [B,T,C,2], the decay turned by `turn` [B,T,C,2] or [C,2].
+    """
+    return torch.ops.heed.ewscan(log_decay, x, turn=turn, initial_state=initial_state, cu_seqlens=cu_seqlens)
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Optional[Tensor] = None,
+    z: Optional[Tensor] = None,
+    dt_bias: Optional[Tensor] = None,
+    initial_state: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    dt_softplus: bool = False,
+) -> Tuple[Tensor, Tensor]:
+    """Mamba's scan of x, dt [B,T,C], A [C,K], B and C [B,T,G,K] or [B,T,K]: out [B,T,C] and final_state [N,C,K]."""
+    B, C = (y.unsqueeze(2) if y.dim() == 3 else y for y in (B, C))
+    return torch.ops.heed.selective_scan(
+        x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state, cu_seqlens=cu_seqlens,
+        dt_softplus=dt_softplus)
+
+
+def lse_scan(
+    score: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Optional[Tensor] = None,
+    initial: Optional[Tuple[Tensor, Tensor, Tensor]] = None,
+    cu_seqlens: Optional[Tensor] = None,
+) -> Tuple[Tensor, Tuple[Tensor, Tensor, Tensor]]:
+    """The average of v [B,T,H,V] so far, weighted by the softmax of score [B,T,H]: out and the state (m, u, w)."""
+    m, u, w = (None, None, None) if initial is None else initial
+    out, m, u, w = torch.ops.heed.lse_scan(
+        score, v, log_decay=log_decay, initial_m=m, initial_u=u, initial_w=w, cu_seqlens=cu_seqlens)
+    return out, (m, u, w)
+
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    bias: Optional[Tensor] = None,
+    initial_state: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    ahead: int = 0,
+    silu: bool = False,
+) -> Tuple[Tensor, Tensor]:
+    """Depthwise convolution over tokens of x [B,T,C]: out and the last L-1 inputs. weight is [C,L] or [B,T,H,L].
+
+    The last tap meets the current token; `ahead` moves the kernel towards later ones ((L-1)/2: centred).
+    """
+    return torch.ops.heed.short_conv(
+        x, weight, bias=bias, initial_state=initial_state, cu_seqlens=cu_seqlens, ahead=ahead, silu=silu)

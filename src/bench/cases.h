@@ -41,6 +41,7 @@ struct Case {
 // Quick: a few small shapes of each kind.
 std::vector<Case> attend_cases(bool quick);
 std::vector<Case> scan_cases(bool quick);
+std::vector<Case> ewscan_cases(bool quick);
 
 // As many sets as pass the caches of today's processors (96 MB together), at least 2, at most 64.
 int64_t sets_of(int64_t bytes);

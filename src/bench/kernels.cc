@@ -91,7 +91,9 @@ std::vector<Case> choose_cases(const KernelOptions& options) {
                      options.filter, e.what());
   }
   std::vector<Case> all = attend_cases(options.quick);
-  for (Case& c : scan_cases(options.quick)) all.push_back(std::move(c));
+  for (const auto& more : {scan_cases, ewscan_cases}) {
+    for (Case& c : more(options.quick)) all.push_back(std::move(c));
+  }
   std::erase_if(all, [&](const Case& c) {
     return (options.device.is_cuda() && !c.cuda) || !std::regex_search(c.name, filter);
   });

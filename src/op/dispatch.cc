@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "io/error.h"
 #include "kernel/call/check.h"
@@ -103,12 +104,17 @@ class KernelCall {
   Tensor offsets_;
 };
 
-// As the kernels want a tensor of this role.
-Tensor prepared(const Tensor& t, Role role, bool wide) {
+// As the kernels want the tensor of a field.
+Tensor prepared(const Tensor& t, const TensorField& field, bool wide) {
   if (!t.defined()) return t;
-  if (role == Role::kToken || role == Role::kOut) return rows(wide ? t.to(at::kDouble) : t);
-  const Tensor x = t.to(wide ? at::kDouble : at::kFloat);
-  return role == Role::kGate ? rows(x) : x.contiguous();
+  const bool token = field.role == Role::kToken || field.role == Role::kOut;
+  const Tensor x = wide || !token ? t.to(wide ? at::kDouble : at::kFloat) : t;
+  // A row is the last dimension, or also the one before it: "C,2".
+  const std::string_view shape = kernel::shape_of_rank(field.shape, static_cast<int>(t.dim())).text;
+  const bool pairs = !shape.empty() && shape.back() >= '0' && shape.back() <= '9' &&
+                     !shape.ends_with("-1") && t.dim() > 1 && t.stride(-2) != t.size(-1);
+  return pairs || field.role == Role::kState || field.role == Role::kFinal ? x.contiguous()
+                                                                           : rows(x);
 }
 
 // Whether anything is float64: then there is no kernel.
@@ -189,7 +195,7 @@ KernelCall bind(const CallFields& fields, std::vector<Tensor>& tensors, const vo
   KernelCall call(fields, options, cu_seqlens);
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!is_input(fields.tensors[i].role)) continue;
-    tensors[i] = prepared(tensors[i], fields.tensors[i].role, wide);
+    tensors[i] = prepared(tensors[i], fields.tensors[i], wide);
     call.set(i, tensors[i]);
   }
   return call;
@@ -209,6 +215,8 @@ Engine::Engine(const CallFields& fields, Naive naive, std::span<const heed_backe
   table().push_back(this);
 }
 
+Engine::~Engine() { std::erase(table(), this); }
+
 void Engine::add(const heed_backend& backend) {
   if (backend.struct_size != sizeof(heed_backend)) {
     throw Error("a backend of {} is of another version ({} bytes, not {})", fields_.engine,
@@ -227,12 +235,177 @@ std::vector<const Engine*> engines() {
   return list;
 }
 
+std::vector<BackendAnswer> ask_backends(const Engine& engine,
+                                        const std::map<std::string, int64_t>& sizes,
+                                        heed_dtype dtype) {
+  const CallFields& fields = engine.fields();
+  std::set<std::string> unused;
+  for (const auto& [name, size] : sizes) unused.insert(name);
+  const auto call_of = [&](int32_t pass) {
+    std::vector<int64_t> bytes((fields.size + 7) / 8);
+    reinterpret_cast<heed_call*>(bytes.data())->struct_size = static_cast<uint32_t>(fields.size);
+    for (size_t i = 0; i < fields.tensors.size(); ++i) {
+      const TensorField& field = fields.tensors[i];
+      heed_view& view = kernel::call_views(fields, bytes.data())[i];
+      view.dtype = field.role == Role::kToken || field.role == Role::kOut ? dtype : HEED_FLOAT32;
+      static int64_t somewhere;  // backends look at views, not at memory
+      view.data = &somewhere;
+      kernel::first_shape(field.shape).for_each([&](std::string_view name, int64_t literal) {
+        const std::string key(name == "N" ? "B" : name);
+        const auto it = sizes.find(key);
+        unused.erase(key);
+        int64_t size = literal >= 0 ? literal : key == "B" || key == "G" ? 1 : 64;
+        if (name.ends_with("-1")) {
+          const auto whole = sizes.find(key.substr(0, key.size() - 2));
+          size = (whole == sizes.end() ? 64 : whole->second) - 1;
+        }
+        if (it != sizes.end()) size = it->second;
+        if (name == "T" && pass == HEED_STEP) size = 1;
+        view.sizes[view.rank++] = size;
+      });
+      int64_t stride = 1;
+      for (int d = view.rank - 1; d >= 0; --d) {
+        view.strides[d] = stride;
+        stride *= view.sizes[d];
+      }
+    }
+    return bytes;
+  };
+  constexpr std::pair<const char*, int32_t> kPasses[] = {
+      {"forward", HEED_FORWARD}, {"backward", HEED_BACKWARD}, {"step", HEED_STEP}};
+  std::vector<BackendAnswer> answers;
+  for (const heed_backend* backend : engine.backends()) {
+    BackendAnswer answer = {backend, {}};
+    for (const auto& [name, pass] : kPasses) {
+      const std::vector<int64_t> call = call_of(pass);
+      const char* reason = backend->refuses ? backend->refuses(call.data(), pass) : nullptr;
+      answer.passes.emplace_back(name, reason ? reason : "");
+    }
+    answers.push_back(answer);
+  }
+  if (!unused.empty()) {
+    throw UsageError("{}: no tensor has a size {}", fields.engine, *unused.begin());
+  }
+  return answers;
+}
+
 void add_backend(const heed_backend& backend) {
   for (Engine* engine : table()) {
     if (std::string_view(engine->fields().engine) == backend.engine) return engine->add(backend);
   }
   throw Error("backend {} is for the engine {}, which this program does not have", backend.name,
               backend.engine);
+}
+
+namespace {
+
+// The dimension of tokens of a tensor of this field, -1 where it has none.
+int64_t token_dimension(const TensorField& field, const Tensor& t) {
+  int64_t dimension = -1, i = 0;
+  kernel::shape_of_rank(field.shape, static_cast<int>(t.dim()))
+      .for_each([&](std::string_view name, int64_t) {
+        if (name == "T") dimension = i;
+        ++i;
+      });
+  return dimension;
+}
+
+}  // namespace
+
+void Engine::by_sequence(std::span<Tensor> tensors, const Tensor& cu_seqlens,
+                         const std::function<void(std::vector<Tensor>&)>& one) const {
+  const Tensor offsets = cu_seqlens.to(at::kCPU).contiguous();
+  const int64_t* at = offsets.const_data_ptr<int64_t>();
+  std::vector<std::vector<Tensor>> parts(tensors.size());
+  // One sequence of no tokens where the pack has none, so that outputs have their sizes.
+  const int64_t sequences = offsets.numel() - 1;
+  for (int64_t n = 0; n < std::max<int64_t>(1, sequences); ++n) {
+    const int64_t begin = n < sequences ? at[n] : 0, end = n < sequences ? at[n + 1] : 0;
+    std::vector<Tensor> x(tensors.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const TensorField& field = fields_.tensors[i];
+      if (!is_input(field.role) || !tensors[i].defined()) continue;
+      const int64_t dimension = token_dimension(field, tensors[i]);
+      x[i] = tensors[i];
+      if (dimension >= 0) x[i] = x[i].slice(dimension, begin, end);
+      if (field.role == Role::kState && n < sequences) x[i] = x[i].slice(0, n, n + 1);
+      if (field.role == Role::kState && n >= sequences) x[i] = Tensor();
+    }
+    one(x);
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (!is_input(fields_.tensors[i].role) && x[i].defined()) parts[i].push_back(x[i]);
+    }
+  }
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (parts[i].empty()) continue;
+    const TensorField& field = fields_.tensors[i];
+    if (field.role == Role::kFinal) {
+      tensors[i] = at::cat(parts[i], 0).slice(0, 0, sequences);
+    } else {
+      tensors[i] = at::cat(parts[i], token_dimension(field, parts[i][0]));
+    }
+  }
+}
+
+void Engine::run_naive(std::span<Tensor> tensors, const void* options,
+                       const Tensor& cu_seqlens) const {
+  std::vector<Tensor> x(tensors.begin(), tensors.end());
+  bind(fields_, x, options, cu_seqlens, is_wide(fields_, tensors)).check(HEED_FORWARD);
+  if (!cu_seqlens.defined()) return naive_(tensors, options);
+  by_sequence(tensors, cu_seqlens, [&](std::vector<Tensor>& one) { naive_(one, options); });
+}
+
+void Engine::run_steps(std::span<Tensor> tensors, const void* options,
+                       const Tensor& cu_seqlens) const {
+  const at::NoGradGuard no_grad;
+  if (cu_seqlens.defined()) {
+    std::vector<Tensor> x(tensors.begin(), tensors.end());
+    bind(fields_, x, options, cu_seqlens, is_wide(fields_, tensors)).check(HEED_FORWARD);
+    return by_sequence(tensors, cu_seqlens,
+                       [&](std::vector<Tensor>& one) { run_steps(one, options, {}); });
+  }
+  int64_t length = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t dimension =
+        tensors[i].defined() ? token_dimension(fields_.tensors[i], tensors[i]) : -1;
+    if (dimension >= 0) length = tensors[i].size(dimension);
+  }
+  const auto tokens = [&](int64_t begin, int64_t end) {
+    std::vector<Tensor> x(tensors.begin(), tensors.end());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const int64_t dimension = x[i].defined() ? token_dimension(fields_.tensors[i], x[i]) : -1;
+      if (dimension >= 0) x[i] = x[i].slice(dimension, begin, end);
+    }
+    return x;
+  };
+  // The first token makes the states where none are given.
+  std::vector<Tensor> first = tokens(0, std::min<int64_t>(1, length));
+  run_forward(first, options, {}, nullptr);
+  std::vector<std::vector<Tensor>> outs(tensors.size());
+  std::vector<Tensor> states;
+  for (size_t i = 0; i < first.size(); ++i) {
+    if (fields_.tensors[i].role == Role::kOut) outs[i].push_back(first[i]);
+    if (fields_.tensors[i].role == Role::kFinal) states.push_back(first[i]);
+  }
+  for (int64_t t = 1; t < length; ++t) {
+    std::vector<Tensor> x = tokens(t, t + 1);
+    size_t state = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (fields_.tensors[i].role == Role::kState) x[i] = states[state++];
+    }
+    step(x, options);
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (fields_.tensors[i].role == Role::kOut) outs[i].push_back(x[i]);
+    }
+  }
+  size_t state = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const TensorField& field = fields_.tensors[i];
+    if (field.role == Role::kFinal) tensors[i] = states[state++];
+    if (field.role == Role::kOut && outs[i][0].defined()) {
+      tensors[i] = at::cat(outs[i], token_dimension(field, outs[i][0]));
+    }
+  }
 }
 
 void Engine::run_forward(std::span<Tensor> tensors, const void* options, const Tensor& cu_seqlens,
@@ -251,7 +424,7 @@ void Engine::run_forward(std::span<Tensor> tensors, const void* options, const T
   if (backend == nullptr) {
     warn(*this, device, reasons);
     const at::NoGradGuard no_grad;
-    naive_(tensors, options, cu_seqlens);
+    run_naive(tensors, options, cu_seqlens);
     return;
   }
   if (saved != nullptr && backend->saved != nullptr) {
@@ -279,7 +452,7 @@ void naive_backward(const Engine& engine, std::span<Tensor> tensors, std::span<T
     if (!is_input(fields.tensors[i].role) || !tensors[i].defined()) continue;
     wanted.push_back(x[i] = tensors[i].detach().requires_grad_());
   }
-  engine.naive()(x, options, cu_seqlens);
+  engine.run_naive(x, options, cu_seqlens);
   for (size_t i = 0; i < x.size(); ++i) {
     if (is_input(fields.tensors[i].role) || !x[i].defined() || !grads[i].defined()) continue;
     if (x[i].requires_grad())
@@ -310,7 +483,8 @@ void Engine::run_backward(std::span<Tensor> tensors, std::span<Tensor> grads, co
     if (is_input(role)) {
       if (x[i].defined()) g[i] = at::empty(x[i].sizes(), x[i].options().dtype(at::kFloat));
     } else if (g[i].defined()) {
-      g[i] = prepared(role == Role::kOut ? g[i].to(token.scalar_type()) : g[i], role, wide);
+      g[i] = prepared(role == Role::kOut ? g[i].to(token.scalar_type()) : g[i], fields_.tensors[i],
+                      wide);
     }
     call.set_grad(i, g[i]);
   }
@@ -359,7 +533,7 @@ void Engine::step(std::span<Tensor> tensors, const void* options) const {
     const at::NoGradGuard no_grad;
     std::vector<Tensor> y(tensors.begin(), tensors.end());
     for (const size_t i : finals) y[i] = Tensor();
-    naive_(y, options, {});
+    naive_(y, options);
     x = y;
   } else {
     call.run(*backend, HEED_STEP, device);
@@ -671,7 +845,7 @@ void meta_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
     if (field.role == Role::kToken) extra = rank - kernel::first_shape(field.shape).rank();
     int d = 0;
     kernel::shape_of_rank(field.shape, rank).for_each([&](std::string_view size, int64_t literal) {
-      if (literal < 0) sizes[size] = a.tensors[i].sym_size(d);
+      if (literal < 0 && !size.ends_with("-1")) sizes[size] = a.tensors[i].sym_size(d);
       ++d;
     });
   }
@@ -688,9 +862,10 @@ void meta_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
     const bool choice = std::string_view(field.shape).find('|') != std::string_view::npos;
     kernel::shape_of_rank(field.shape, choice ? rank + extra : rank)
         .for_each([&](std::string_view size, int64_t literal) {
-          const auto it = sizes.find(size);
+          const bool less = size.ends_with("-1");
+          const auto it = sizes.find(less ? size.substr(0, size.size() - 2) : size);
           known &= literal >= 0 || it != sizes.end();
-          if (known) shape.push_back(literal >= 0 ? c10::SymInt(literal) : it->second);
+          if (known) shape.push_back(literal >= 0 ? c10::SymInt(literal) : it->second - less);
         });
     if (known) a.tensors[i] = at::empty_symint(shape, field.role == Role::kOut ? token : state);
   }

@@ -8,12 +8,14 @@
 //
 // A call runs on the first backend of its device that does not refuse it, by priority; where all
 // refuse, the naive form runs, with one warning that names their reasons. Autograd stands above the
-// table, on every device. See docs/decisions/engine-calls.md.
+// table, on every device. See docs/decisions/0017-engine-calls.md.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,11 +32,13 @@ class Engine {
  public:
   // The engine from its equation, with ordinary tensor operations: reads the inputs among `tensors`
   // (in the order of the list; absent ones undefined) and fills the outputs. float64 inputs stay
-  // float64, all others are computed in float32. Differentiable.
-  using Naive = void (*)(std::span<at::Tensor> tensors, const void* options,
-                         const at::Tensor& cu_seqlens);
+  // float64, all others are computed in float32. Differentiable. Packs are taken apart before.
+  using Naive = void (*)(std::span<at::Tensor> tensors, const void* options);
 
   Engine(const kernel::CallFields& fields, Naive naive, std::span<const heed_backend> backends);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   const kernel::CallFields& fields() const { return fields_; }
   // By falling priority.
@@ -56,10 +60,18 @@ class Engine {
   // grads: gradients of the outputs in, undefined ones are zero; those of the inputs out.
   void run_backward(std::span<at::Tensor> tensors, std::span<at::Tensor> grads, const void* options,
                     const at::Tensor& cu_seqlens, const at::Tensor& saved) const;
-  // The naive form as it is, for tests and `heed apply --form naive`.
-  Naive naive() const { return naive_; }
+  // The sequences of a call token by token: what decoding computes. Not differentiable.
+  void run_steps(std::span<at::Tensor> tensors, const void* options,
+                 const at::Tensor& cu_seqlens) const;
+  // The naive form, sequence by sequence of a pack; differentiable by autograd.
+  void run_naive(std::span<at::Tensor> tensors, const void* options,
+                 const at::Tensor& cu_seqlens) const;
 
  private:
+  // one(inputs of a sequence) fills its outputs, for each sequence of a pack.
+  void by_sequence(std::span<at::Tensor> tensors, const at::Tensor& cu_seqlens,
+                   const std::function<void(std::vector<at::Tensor>&)>& one) const;
+
   kernel::CallFields fields_;
   Naive naive_;
   std::vector<const heed_backend*> backends_;
@@ -67,6 +79,18 @@ class Engine {
 
 // Every engine that has been made so, by name.
 std::vector<const Engine*> engines();
+
+// What the backends of an engine say to a call of these sizes (names of the list's shapes; others
+// are 64, B is 1) with all its tensors, for the passes forward, backward and step: the reason for
+// refusing, empty where it takes the call. UsageError for a name that no shape has, and for sizes
+// that the engine itself does not take.
+struct BackendAnswer {
+  const heed_backend* backend;
+  std::vector<std::pair<std::string, std::string>> passes;
+};
+std::vector<BackendAnswer> ask_backends(const Engine& engine,
+                                        const std::map<std::string, int64_t>& sizes,
+                                        heed_dtype dtype);
 
 // Adds a row to the table of the engine that it names, as the CUDA plugin does when it is opened;
 // throws Error where there is no such engine.
@@ -81,10 +105,10 @@ std::span<at::Tensor> tensor_list(Tensors& tensors) {
 }
 
 // An Engine::Naive out of a function over the structs.
-template <class C, void (*kNaive)(TensorsOf<C>&, const typename C::Options&, const at::Tensor&)>
-void naive_of(std::span<at::Tensor> tensors, const void* options, const at::Tensor& cu_seqlens) {
+template <class C, void (*kNaive)(TensorsOf<C>&, const typename C::Options&)>
+void naive_of(std::span<at::Tensor> tensors, const void* options) {
   kNaive(*reinterpret_cast<TensorsOf<C>*>(tensors.data()),
-         *static_cast<const typename C::Options*>(options), cu_seqlens);
+         *static_cast<const typename C::Options*>(options));
 }
 
 }  // namespace heed::op

@@ -142,14 +142,20 @@ class Checker {
                      known ? SizesText(expected).text : "");
   }
 
+  // Rows are contiguous: the last dimension, with those of a fixed size behind a named one ("C,2").
   heed_status layout(const char* prefix, const TensorField& field, const heed_view& view,
                      bool whole) {
+    int row = view.rank, i = 0;
+    shape_of_rank(field.shape, view.rank).for_each([&](std::string_view, int64_t literal) {
+      if (literal < 0) row = i;
+      ++i;
+    });
     int64_t stride = 1;
-    for (int i = view.rank - 1; i >= 0; --i) {
-      const bool matters = view.sizes[i] > 1 && (whole || i == view.rank - 1);
+    for (i = view.rank - 1; i >= 0; --i) {
+      const bool matters = view.sizes[i] > 1 && (whole || i >= row);
       if (matters && view.strides[i] != stride) {
         return call_fail(fields_, HEED_INVALID_ARGUMENT, message_, "%s%s must be contiguous%s",
-                         prefix, field.name, whole ? "" : " over its last dimension");
+                         prefix, field.name, whole ? "" : " over its rows");
       }
       stride *= view.sizes[i];
     }
@@ -158,7 +164,7 @@ class Checker {
 
   heed_status tensor(const TensorField& field, const heed_view& view) {
     if (!given(view)) {
-      if (!field.required) return HEED_OK;
+      if (!field.required || !is_input(field.role)) return HEED_OK;
       return call_fail(fields_, HEED_INVALID_ARGUMENT, message_, "%s [%s] is missing", field.name,
                        field.shape);
     }

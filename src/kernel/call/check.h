@@ -12,8 +12,12 @@ namespace heed::kernel {
 // Sizes by name, as the shapes of a call fix them.
 class CallSizes {
  public:
-  // -1 where no tensor of the call has the name.
+  // -1 where no tensor of the call has the name. "L-1" is one less than "L".
   int64_t operator[](std::string_view name) const {
+    if (name.ends_with("-1")) {
+      const int64_t whole = (*this)[name.substr(0, name.size() - 2)];
+      return whole > 0 ? whole - 1 : -1;
+    }
     for (int i = 0; i < count_; ++i) {
       if (names_[i] == name) return sizes_[i];
     }

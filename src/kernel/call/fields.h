@@ -1,7 +1,7 @@
 // The one list of fields that describes an engine's call: its tensors with roles and shapes, and
 // its options with defaults. Everything that has to know them reads the list: the checks of kernels
 // (check.h), PyTorch's schemas, autograd and Meta forms (op/dispatch.h), `heed backends`, the C
-// structs (compared by tests). See docs/decisions/engine-calls.md.
+// structs (compared by tests). See docs/decisions/0017-engine-calls.md.
 #pragma once
 
 #include <cstddef>
@@ -23,9 +23,10 @@ enum class Role : uint8_t { kToken, kGate, kState, kOut, kFinal };
 
 constexpr bool is_input(Role role) { return role < Role::kOut; }
 
-// `shape` lists sizes by name, "B,T,H,K", each name one size for the whole call, or as a number;
-// alternatives are divided by '|' and told apart by rank. "N" is the number of sequences: B, or
-// that of the pack. An output is part of a call if all its names are known from the inputs.
+// `shape` lists sizes by name, "B,T,H,K", each name one size for the whole call, as a number, or as
+// one less than a named size ("L-1"); alternatives are divided by '|' and told apart by rank. "N"
+// is the number of sequences: B, or that of the pack. An output is part of a call if all its names
+// are known from the inputs.
 struct TensorField {
   const char* name;
   Role role;
