@@ -118,6 +118,46 @@ SNIPPETS = r"""
 {% for a, b in [(1, 2), [3, 4]] %}{{ a }}{{ b }}{% endfor %}{% for a, b in [(1, 2, 3)] %}{% endfor %}
 {{ q | tojson }}
 {{ strftime_now('%Y-%m-%d %H:%M') }}
+{{ n | selectattr('a') | list }} {{ n | rejectattr('a', 'equalto', 1) | list }} {{ n | select | list }} {{ n | reject('odd') | list }} {{ n | map(attribute='a') | list }} {{ n | map('upper') | list }} {{ false | select | list }} {{ 0 | map('upper') | list }} {{ '' | selectattr('x') | list }} {{ q | map(attribute='x') | list }}
+{{ n | join }}
+{{ n | list }}
+{{ n | sort }}
+{{ n | first }}
+{{ n | unique | list }}
+{{ n | sum }}
+{{ 5 | select | list }}
+{% set t = {0: 'zero', 1: 'one', 2.5: 'x', none: 'n', (1, 2): 'tuple', 'k': 'v'} %}{{ t[0] }} {{ t[1.0] }} {{ t[true] }} {{ t[2.5] }} {{ t[none] }} {{ t[(1, 2)] }} {{ t.k }} {{ t }} {{ 1 in t }} {{ 2 in t }} {{ (1, 2) in t }} {{ t.get(0) }} {{ t.get(7, 'd') }} {{ t | length }} {% for k, v in t.items() %}{{ k }}:{{ v }};{% endfor %}
+{% set t = {0: 0, 512: 128, 16384: -1} %}{% for k, v in t | dictsort %}{{ k }}={{ v }} {% endfor %}{% for k in t %}{{ k + 1 }} {% endfor %}{{ t | tojson }} {{ {1: {2.5: none, none: true, false: []}} | tojson }} {{ t.keys() | max }} {{ t | list }} {{ {3: 'c', 1: 'a'} | tojson(sort_keys=true) }}
+{{ {[1]: 2} }}
+{{ {(1, [2]): 2} }}
+{{ [1] in {1: 2} }}
+{{ {1: 2, 'a': 3} | dictsort }}
+{{ {(1, 2): 3} | tojson }}
+{{ {'b': 1, 'A': 2, 'c': 0} | dictsort }} {{ {'b': 1, 'A': 2} | dictsort(true) }} {{ {'b': 1, 'A': 2, 'c': 0} | dictsort(by='value') }} {{ {'b': 1, 'A': 2} | dictsort(reverse=true) }}
+{{ 5e-324 }} {{ 2.2250738585072014e-308 }} {{ 1e-5 }} {{ 0.0001 }} {{ 123456789012345680.0 }} {{ 1e16 }} {{ 9999999999999998.0 }} {{ 1e22 }} {{ 1.7976931348623157e308 }} {{ -0.0 }} {{ 0.1 }} {{ 1e308 * 10 }} {{ -1e308 * 10 }} {{ [1e-7, 5e-324, 3.0] | tojson }} {{ 1e400 }} {{ 3.14159265358979 }} {{ 100.0 }} {{ 1e2 }} {{ 4.35 }} {{ 2.675 | round(2) }} {{ 0.5 | round }} {{ 1.5 | round }} {{ 2.5 | round }} {{ 42 | round }} {{ 42.55 | round(1, 'floor') }} {{ 1234 | round(-2) }} {{ 0x1F }} {{ 0b101 }} {{ 0o17 }} {{ 2 ** 0.5 }} {{ 7 // 2.0 }} {{ -7.5 % 2 }}
+{{ '<b>' | safe + s[:1] + '<i>' }} {{ '<i>' + '<b>' | safe }} {{ ('<b>' | safe) ~ '<i>' }} {{ '<i>' | e }} {{ '<i>' | e | e }} {{ '<i>' | e + '<' }} {{ '<i>' | forceescape | forceescape }} {{ ('<b>' | safe) * 2 + '<' }} {{ ('<a> b' | safe).split() }} {{ ('<b>' | safe).upper() + '&' }} {{ ('<b>' | safe) | upper + '&' }} {{ ('<%s>' | safe) % '<x>' }} {{ ('<{}>' | safe).format('<x>') }} {{ ('-' | safe).join(['<', '>']) }} {{ ['<', '>'] | join('-' | safe) + '<' }} {{ ('<b>' | safe) is escaped }} {{ '<' is escaped }} {{ ('<b>' | safe) is string }} {{ ('<b>' | safe) == '<b>' }} {{ [('<' | safe)] }} {{ ('x<' | safe)[1:] + '<' }} {{ ('<' | safe).replace('<', '>') }} {{ (' <' | safe) | trim + '<' }} {{ ('<' | safe) | replace('<', '>') + '<' }} {{ ('<' | safe) | tojson }} {{ 5 | safe + 'a<' }}
+{% set x %}a b{% endset %}{{ x }} {% set y | upper | replace('A', 'b') %}a b{% endset %}{{ y }} {% filter upper %}abc {{ s }}{% endfilter %} {% filter replace('a', 'x') | upper %}banana{% endfilter %} {% with a = 1, b = x %}{{ a }}{{ b }}{% endwith %}{{ a }} {% with %}{% set z = 5 %}{{ z }}{% endwith %}{{ z }}
+{% macro m(a) %}<{{ a }}{{ caller('c', k=2) }}>{% endmacro %}{% call(x, k=1) m('A') %}[{{ x }}{{ k }}]{% endcall %} {% macro v(a) %}{{ a }}|{{ varargs }}|{{ kwargs }}{% endmacro %}{{ v(1, 2, 3, z=4) }} {{ v() }} {% macro p(a, b, c=9) %}{{ a }}{{ b }}{{ c }}{% endmacro %}{{ p(*[1, 2]) }} {{ p(*l) }} {{ p(**{'a': 1, 'b': 2}) }} {{ p(1, *[2], c=3) }}
+{% macro n() %}x{% endmacro %}{% call n() %}y{% endcall %}
+{% macro n(a) %}x{% endmacro %}{{ n(1, a=2) }}
+{% for i in [[1, [2, [3]]], 4] recursive %}{{ loop.depth }}{{ loop.depth0 }}:{% if i is iterable %}({{ loop(i) }}){% else %}{{ i }}{% endif %}{% endfor %} {% for a in [1, 2] %}{% for b in [3] %}{{ loop.depth }}{% endfor %}{% endfor %} {% for a in [1, 1, 2] %}{{ loop.changed(a) }} {% endfor %}
+{{ '%s-%d-%05.1f-%r-%%' % ('a', 3, 2.25, 'q') }} {{ '%s' % 5 }} {{ '%5s|%-5s|' % ('a', 'b') }} {{ '%x %X %o %e %g' % (255, 255, 8, 12345.678, 0.00001) }} {{ '%(k)s=%(v)d' % {'k': 'a', 'v': 2} }} {{ '%+d % d' % (1, 2) }} {{ '%s' % [1, 2] }} {{ '%d' % 3.9 }} {{ '%.3s' % 'abcdef' }} {{ "%s, %s!" | format('Hi', 'you') }} {{ '%(a)s' | format(a=1) }}
+{{ '{} {}'.format(1, 'a') }} {{ '{1}{0}{1}'.format('a', 'b') }} {{ '{n}={v!r}'.format(n='x', v='y') }} {{ '{:>5}|{:<5}|{:^5}|{:*^7}'.format('a', 'b', 'c', 'd') }} {{ '{:05d} {:.2f} {:,} {:x} {:+} {:%}'.format(42, 3.14159, 1234567, 255, 1, 0.25) }} {{ '{{}}'.format() }} {{ '{:e} {:g} {}'.format(12345.678, 0.5, 1.0) }} {{ '{:02}:{:3}|'.format(7, 'a') }} {{ '{:.2}'.format('abc') }} {{ '{}'.format(true) }} {{ '{:d}'.format(true) }}
+{{ '%d' % 'a' }}
+{{ '%s %s' % 'a' }}
+{{ '%s' % (1, 2) }}
+{{ '{}'.format() }}
+{{ '{:q}'.format(1) }}
+{{ 'a-b-c'.partition('-') }} {{ 'a-b-c'.rpartition('-') }} {{ 'abc'.partition('-') }} {{ 'abc'.rpartition('-') }} {{ 'ab'.center(7, '*') }} {{ 'abc'.center(8) }}| {{ 'ab'.ljust(4) }}| {{ 'ab'.rjust(4, '0') }} {{ '-7'.zfill(4) }} {{ 'Ab ß'.swapcase() }} {{ 'Straße'.casefold() }} {{ 'abcabc'.index('c') }} {{ 'abcabc'.rindex('c') }} {{ 'ab1'.isalnum() }} {{ 'é'.isascii() }} {{ '½'.isnumeric() }} {{ '12'.isdecimal() }}
+{{ 'abc'.index('z') }}
+{{ [1, 2, 3, 4, 5] | batch(2) | list }} {{ [1, 2, 3] | batch(2, 'x') | list }} {{ [1, 2, 3, 4, 5] | slice(3) | list }} {{ [1, 2, 3, 4, 5] | slice(3, 'x') | list }} {% for g, items in [{'t': 'b', 'v': 1}, {'t': 'a', 'v': 2}, {'t': 'b', 'v': 3}] | groupby('t') %}{{ g }}:{{ items | map(attribute='v') | join(',') }};{% endfor %}
+{{ 'foo bar baz qux' | truncate(9) }} {{ 'foo bar baz qux' | truncate(9, true) }} {{ 'foo bar baz qux' | truncate(11) }} {{ 'foo bar baz qux' | truncate(11, false, '...', 0) }} {{ 'one two  three' | wordcount }} {{ 'a b/c?d=é&' | urlencode }} {{ {'a': 1, 'b c': '&'} | urlencode }} {{ '<p>a  <b>b</b> &lt;</p><!-- c -->' | striptags }} {{ 'ab' | center(6) }}| {{ d | attr('a') }} {{ 'x' | attr('upper') is defined }}
+{{ [1, 2] | sum(start=10) }} {{ [{'a': 1}, {'a': 2}] | sum('a') }} {{ [[1], [2]] | sum(start=[]) }} {{ ['b', 'a', 'C'] | sort(case_sensitive=true) }} {{ ['b', 'C'] | max }} {{ [{'x': [5, 6]}] | map(attribute='x.1') | list }} {{ [[7, 8]] | map(attribute=1) | list }} {{ 'upper' is filter }} {{ 'nope' is filter }} {{ 'odd' is test }} {{ d['items'] is defined }} {{ d['b'] }} {{ s['upper']() }} {% set j = joiner('+') %}{{ j() }}a{{ j() }}b{{ j() }}
+{{ [1, 2].index(2) }} {{ (1, 2, 1).count(1) }} {{ d.copy().b }} {{ l.copy() }} {{ dict([('a', 1), ('b', 2)]) }} {{ dict({'a': 1}, b=2) }} {{ namespace(a=1).a }}
+{{ {1: 'a'}.update({2: 'b'}) }}
+{{ d | tojson(indent=4, separators=(',', ' : ')) }} {{ 'é' | tojson(ensure_ascii=true) }} {{ '<&\'>' | tojson }} {{ d | tojson(sort_keys=true) }} {{ (1, 'a') | tojson }} {{ [none, true, 1.5, 'x'] | tojson(separators=(',', ':')) }}
+{{ strftime_now('%d %b %Y') }} {{ strftime_now('') }}|{% generation %}said{% endgeneration %}
+{{ 1 if false }}|{{ (1 if false) is defined }} {{ [1, 2, 3][::2] }} {{ (1, 2, 3)[1:] }} {{ 'abc'[-2] }} {{ [] or {} or 0 or 'x' }} {{ 3 is in [1, 2, 3] }} {{ 'a' is in 'abc' }} {{ 5 is not in [1] }} {{ x is gt 5 and x is lt(9) }}
 """.strip("\n")
 
 

@@ -12,6 +12,7 @@
 
 #include "io/describe.h"
 #include "io/template/interpreter.h"
+#include "io/tokenizer/unicode.h"
 
 namespace heed::jinja {
 
@@ -57,8 +58,25 @@ class Call {
     const Value* value = find(position, name);
     return value ? value->truth() : fallback;
   }
+  char32_t character(size_t position, std::string_view name) {
+    const Value* value = find(position, name);
+    if (!value) return U' ';
+    size_t at = 0;
+    const std::string& text = value->is_text() ? value->as_text() : std::string();
+    const char32_t c = text.empty() ? U'\0' : unicode::next(text, at);
+    if (text.empty() || at != text.size()) {
+      machine_.fail(fmt::format("{}: \"{}\" must be one character", what_, name));
+    }
+    return c;
+  }
+  // All of them, for functions that pass them on.
+  const Arguments& all() {
+    takes_all_ = true;
+    return arguments_;
+  }
   // Error where an argument was given that nobody asked for. Call it last.
   void done() const {
+    if (takes_all_) return;
     if (arguments_.list.size() > skip_ + most_) {
       machine_.fail(fmt::format("{} takes at most {} arguments", what_, most_));
     }
@@ -74,8 +92,11 @@ class Call {
   std::string what_;
   const Arguments& arguments_;
   size_t skip_, most_ = 0;
+  bool takes_all_ = false;
   std::vector<std::string_view> names_;
 };
+
+// strings.cc
 std::string upper(std::string_view text);
 std::string capitalize(std::string_view text);
 std::string title(std::string_view text);
@@ -85,8 +106,24 @@ std::string strip(std::string_view text, const std::optional<std::string>& set, 
 // The first `count` places where `from` stands (all where negative).
 std::string replace(Machine& machine, const std::string& text, const std::string& from,
                     const std::string& to, int64_t count);
+// str.split and rsplit; without a separator (null or none) at runs of white space.
+std::vector<std::string> split(Machine& machine, std::string_view text, const Value* separator,
+                               int64_t most, bool from_right);
+std::vector<std::string> split_lines(std::string_view text, bool keep_ends);
+// str.center, ljust, rjust: up to `width` characters of `fill`.
+enum class Side { kLeft, kCentre, kRight };
+std::string pad(Machine& machine, const std::string& text, int64_t width, char32_t fill, Side side);
 int64_t count_characters(std::string_view text);
+bool is_blank(char32_t c);
 std::string join(Machine& machine, const List& items, const std::string& separator);
+std::string escape(const std::string& text);  // for HTML, as MarkupSafe does
+
+// formatting.cc
+// Python's `format % values`.
+Value format_percent(Machine& machine, const Value& format, const Value& values);
+// Python's format.format(...).
+Value format_braces(Machine& machine, const Value& format, const Arguments& arguments);
+
 Value pair_list(Machine& machine, const Dict& dict);  // a list of (key, value)
 
 }  // namespace heed::jinja

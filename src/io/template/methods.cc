@@ -1,8 +1,5 @@
 // The methods of strings, lists and mappings that chat templates call. Behaviour: Python's own.
-#include <utf8proc.h>
-
 #include <algorithm>
-#include <map>
 #include <optional>
 
 #include "io/describe.h"
@@ -12,169 +9,10 @@
 
 namespace heed::jinja {
 
-std::string upper(std::string_view text) {
-  std::string out;
-  for (size_t at = 0; at < text.size();) {
-    const char32_t c = unicode::next(text, at);
-    if (c == 0xDF) {
-      out += "SS";
-    } else {
-      unicode::append(out,
-                      static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c))));
-    }
-  }
-  return out;
-}
-
-std::string capitalize(std::string_view text) {
-  size_t at = 0;
-  if (text.empty()) return "";
-  unicode::next(text, at);
-  return upper(text.substr(0, at)) + unicode::lower(text.substr(at));
-}
-
-// Every run of letters with a capital first.
-std::string title(std::string_view text) {
-  std::string out;
-  bool inside = false;
-  for (size_t at = 0; at < text.size();) {
-    const size_t start = at;
-    const char32_t c = unicode::next(text, at);
-    const std::string_view character = text.substr(start, at - start);
-    out += inside ? unicode::lower(character) : upper(character);
-    inside = unicode::is_letter(c);
-  }
-  return out;
-}
-
-static bool is_blank(char32_t c) { return unicode::is_whitespace(c) || (c >= 0x1C && c <= 0x1F); }
-
-// str.strip: white space, or the characters of `set`.
-std::string strip(std::string_view text, const std::optional<std::string>& set, bool left,
-                  bool right) {
-  const auto strips = [&](std::string_view character) {
-    if (set) return set->find(character) != std::string::npos;
-    size_t at = 0;
-    return is_blank(unicode::next(character, at));
-  };
-  while (left && !text.empty()) {
-    size_t at = 0;
-    unicode::next(text, at);
-    if (!strips(text.substr(0, at))) break;
-    text.remove_prefix(at);
-  }
-  while (right && !text.empty()) {
-    size_t at = text.size() - 1;
-    while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
-    if (!strips(text.substr(at))) break;
-    text.remove_suffix(text.size() - at);
-  }
-  return std::string(text);
-}
-
-std::string replace(Machine& machine, const std::string& text, const std::string& from,
-                    const std::string& to, int64_t count) {
-  std::string out;
-  size_t at = 0;
-  if (from.empty()) {  // between all characters
-    for (const Value& c : characters(machine, text)) {
-      if (count-- == 0) break;
-      machine.charge(static_cast<int64_t>(to.size()));
-      out += to + c.as_text();
-      at += c.as_text().size();
-    }
-    if (count != 0 && at == text.size()) out += to;
-    return out + text.substr(at);
-  }
-  for (size_t found; count != 0 && (found = text.find(from, at)) != std::string::npos; --count) {
-    machine.charge(static_cast<int64_t>(to.size()));
-    out.append(text, at, found - at);
-    out += to;
-    at = found + from.size();
-  }
-  return out.append(text, at);
-}
-
-// str.split and rsplit; without a separator at runs of white space.
-static List split(Machine& machine, std::string_view text, const Value* separator, int64_t most,
-                  bool from_right) {
-  std::vector<std::string> parts;
-  if (!separator || separator->is_none()) {
-    // Words, from the side where counting starts.
-    while (true) {
-      const std::string rest = strip(text, std::nullopt, !from_right, from_right);
-      if (rest.empty()) break;
-      if (most == 0) {
-        parts.push_back(strip(text, std::nullopt, true, !from_right ? false : true));
-        if (from_right) parts.back() = strip(text, std::nullopt, false, true);
-        break;
-      }
-      --most;
-      machine.charge(static_cast<int64_t>(rest.size()));
-      text = text.substr(from_right ? 0 : text.size() - rest.size(), rest.size());
-      size_t cut = from_right ? text.size() : 0;
-      if (from_right) {
-        while (cut > 0) {
-          size_t start = cut - 1;
-          while (start > 0 && (static_cast<unsigned char>(text[start]) & 0xC0) == 0x80) --start;
-          size_t at = start;
-          if (is_blank(unicode::next(text, at))) break;
-          cut = start;
-        }
-        parts.emplace_back(text.substr(cut));
-        text = text.substr(0, cut);
-      } else {
-        for (size_t at = 0; at < text.size(); cut = at) {
-          if (is_blank(unicode::next(text, at))) break;
-        }
-        parts.emplace_back(text.substr(0, cut));
-        text = text.substr(cut);
-      }
-    }
-  } else {
-    if (!separator->is_text() || separator->as_text().empty()) {
-      machine.fail("split: the separator must be a string that is not empty");
-    }
-    const std::string& by = separator->as_text();
-    while (most-- != 0) {
-      const size_t found = from_right ? text.rfind(by) : text.find(by);
-      if (found == std::string_view::npos) break;
-      machine.charge();
-      if (from_right) {
-        parts.emplace_back(text.substr(found + by.size()));
-        text = text.substr(0, found);
-      } else {
-        parts.emplace_back(text.substr(0, found));
-        text = text.substr(found + by.size());
-      }
-    }
-    parts.emplace_back(text);
-  }
-  if (from_right) std::reverse(parts.begin(), parts.end());
-  List out;
-  for (std::string& part : parts) out.push_back(machine.text(std::move(part)));
-  return out;
-}
-
-static List split_lines(Machine& machine, std::string_view text, bool keep_ends) {
-  List out;
-  size_t start = 0;
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = at;
-    const char32_t c = unicode::next(text, at);
-    const bool breaks = (c >= 0xA && c <= 0xD) || (c >= 0x1C && c <= 0x1E) || c == 0x85 ||
-                        c == 0x2028 || c == 0x2029;
-    if (!breaks) continue;
-    if (c == '\r' && at < text.size() && text[at] == '\n') ++at;
-    out.push_back(machine.text(std::string(text.substr(start, (keep_ends ? at : end) - start))));
-    start = at;
-  }
-  if (start < text.size()) out.push_back(machine.text(std::string(text.substr(start))));
-  return out;
-}
+namespace {
 
 // Does the text begin (end) with the argument, or with one of a tuple of them?
-static bool affix(Machine& machine, const std::string& text, const Value& wanted, bool at_end) {
+bool affix(Machine& machine, const std::string& text, const Value& wanted, bool at_end) {
   const auto fits = [&](const Value& v) {
     if (!v.is_text()) machine.fail("startswith and endswith take strings");
     return at_end ? text.ends_with(v.as_text()) : text.starts_with(v.as_text());
@@ -184,160 +22,275 @@ static bool affix(Machine& machine, const std::string& text, const Value& wanted
 }
 
 template <typename Property>
-static bool all_characters(std::string_view text, Property&& property) {
+Value all_characters(std::string_view text, Property&& property) {
   for (size_t at = 0; at < text.size();) {
-    if (!property(unicode::next(text, at))) return false;
+    if (!property(unicode::next(text, at))) return Value::boolean(false);
   }
-  return !text.empty();
+  return Value::boolean(!text.empty());
 }
 
-int64_t count_characters(std::string_view text) {
-  return std::count_if(text.begin(), text.end(),
-                       [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+Value stripped(Machine& m, const Value& s, Call& c, bool left, bool right) {
+  const Value* set = c.find(0, "chars");
+  return m.text_like(s, set && set->is_text() ? strip(s.as_text(), set->as_text(), left, right)
+                                              : strip(s.as_text(), std::nullopt, left, right));
 }
 
-std::string join(Machine& machine, const List& items, const std::string& separator) {
+Value list_like(Machine& m, const Value& s, std::vector<std::string> parts) {
+  List out;
+  for (std::string& part : parts) out.push_back(m.text_like(s, std::move(part)));
+  return m.list(std::move(out));
+}
+
+Value split_method(Machine& m, const Value& s, Call& c, bool from_right) {
+  const Value* by = c.find(0, "sep");
+  return list_like(m, s, split(m, s.as_text(), by, c.integer(1, "maxsplit", -1), from_right));
+}
+
+// find, rfind, index, rindex: a place in characters, -1 where there is none.
+Value place(const Value& s, Call& c, bool last) {
+  const std::string wanted = c.text(0, "sub");
+  const std::string& text = s.as_text();
+  const size_t at = last ? text.rfind(wanted) : text.find(wanted);
+  return Value::integer(at == std::string::npos ? -1 : count_characters(text.substr(0, at)));
+}
+Value needed_place(Machine& m, const Value& s, Call& c, bool last) {
+  Value found = place(s, c, last);
+  if (found.as_integer() < 0) m.fail("index: the string does not hold what was looked for");
+  return found;
+}
+
+Value partition(Machine& m, const Value& s, Call& c, bool last) {
+  const std::string by = c.text(0, "sep");
+  const std::string& text = s.as_text();
+  if (by.empty()) m.fail("partition: the separator must not be empty");
+  const size_t at = last ? text.rfind(by) : text.find(by);
+  std::string parts[3] = {last ? "" : text, "", last ? text : ""};
+  if (at != std::string::npos) {
+    parts[0] = text.substr(0, at);
+    parts[1] = by;
+    parts[2] = text.substr(at + by.size());
+  }
+  return m.list({m.text_like(s, parts[0]), m.text_like(s, parts[1]), m.text_like(s, parts[2])},
+                true);
+}
+
+Value padded(Machine& m, const Value& s, Call& c, Side side) {
+  const int64_t width = c.integer(0, "width", 0);
+  return m.text_like(s, pad(m, s.as_text(), width, c.character(1, "fillchar"), side));
+}
+
+Value zero_filled(Machine& m, const Value& s, Call& c) {
+  const std::string& text = s.as_text();
+  const bool sign = text.starts_with('-') || text.starts_with('+');
+  const int64_t width = c.integer(0, "width", 0) - (sign ? 1 : 0);
+  return m.text_like(s,
+                     text.substr(0, sign) + pad(m, text.substr(sign), width, U'0', Side::kRight));
+}
+
+// What is put into markup is escaped.
+std::string beside(const Value& s, const std::string& other) {
+  return s.is_markup() ? escape(other) : other;
+}
+
+Value replaced(Machine& m, const Value& s, Call& c) {
+  const std::string from = c.text(0, "old"), to = c.text(1, "new");
+  const int64_t count = c.integer(2, "count", -1);
+  return m.text_like(s, replace(m, s.as_text(), from, beside(s, to), count));
+}
+
+Value counted(const Value& s, Call& c) {
+  const std::string wanted = c.text(0, "sub");
+  const std::string& text = s.as_text();
+  if (wanted.empty()) return Value::integer(count_characters(text) + 1);
+  int64_t n = 0;
+  for (size_t at = 0; (at = text.find(wanted, at)) != std::string::npos; at += wanted.size()) ++n;
+  return Value::integer(n);
+}
+
+Value joined(Machine& m, const Value& s, Call& c) {
+  List items = iterate(m, c.need(0, "iterable"));
+  for (Value& v : items) {
+    if (!v.is_text()) m.fail(fmt::format("join: found {} instead of a string", v.type_name()));
+    if (s.is_markup() && !v.is_markup()) v = Value::text(escape(v.as_text()));
+  }
+  return m.text_like(s, join(m, items, s.as_text()));
+}
+
+Value without_affix(Machine& m, const Value& s, Call& c, bool prefix) {
+  const std::string affix = c.text(0, prefix ? "prefix" : "suffix");
+  const std::string& text = s.as_text();
+  const bool has = prefix ? text.starts_with(affix) : text.ends_with(affix);
+  if (!has) return s;
+  return m.text_like(
+      s, prefix ? text.substr(affix.size()) : text.substr(0, text.size() - affix.size()));
+}
+
+std::string swap_case(const std::string& text) {
   std::string out;
-  for (size_t i = 0; i < items.size(); ++i) {
-    const std::string part = items[i].str();
-    machine.charge(static_cast<int64_t>(part.size() + separator.size()));
-    if (i) out += separator;
-    out += part;
+  for (size_t at = 0; at < text.size();) {
+    const size_t start = at;
+    unicode::next(text, at);
+    const std::string c = text.substr(start, at - start), small = unicode::lower(c);
+    out += c == small ? upper(c) : small;
   }
   return out;
 }
 
-using TextMethod = Value (*)(Machine&, const std::string&, Call&);
+using TextMethod = Value (*)(Machine&, const Value&, Call&);
+struct TextRow {
+  std::string_view name;
+  TextMethod run;
+};
 
-static const std::map<std::string_view, TextMethod>& text_methods() {
-  static const auto stripped = [](Machine& m, const std::string& s, Call& c, bool l, bool r) {
-    const Value* set = c.find(0, "chars");
-    return m.text(set && set->is_text() ? strip(s, set->as_text(), l, r)
-                                        : strip(s, std::nullopt, l, r));
-  };
-  static const auto found = [](const std::string& s, Call& c, bool last) {
-    const std::string wanted = c.text(0, "sub");
-    const size_t at = last ? s.rfind(wanted) : s.find(wanted);
-    return Value::integer(at == std::string::npos ? -1 : count_characters(s.substr(0, at)));
-  };
-  static const std::map<std::string_view, TextMethod> methods = {
-      {"strip",
-       [](Machine& m, const std::string& s, Call& c) { return stripped(m, s, c, true, true); }},
-      {"lstrip",
-       [](Machine& m, const std::string& s, Call& c) { return stripped(m, s, c, true, false); }},
-      {"rstrip",
-       [](Machine& m, const std::string& s, Call& c) { return stripped(m, s, c, false, true); }},
-      {"upper", [](Machine& m, const std::string& s, Call&) { return m.text(upper(s)); }},
-      {"lower", [](Machine& m, const std::string& s, Call&) { return m.text(unicode::lower(s)); }},
-      {"title", [](Machine& m, const std::string& s, Call&) { return m.text(title(s)); }},
-      {"capitalize", [](Machine& m, const std::string& s, Call&) { return m.text(capitalize(s)); }},
-      {"split",
-       [](Machine& m, const std::string& s, Call& c) {
-         const Value* by = c.find(0, "sep");
-         return m.list(split(m, s, by, c.integer(1, "maxsplit", -1), false));
-       }},
-      {"rsplit",
-       [](Machine& m, const std::string& s, Call& c) {
-         const Value* by = c.find(0, "sep");
-         return m.list(split(m, s, by, c.integer(1, "maxsplit", -1), true));
-       }},
-      {"splitlines",
-       [](Machine& m, const std::string& s, Call& c) {
-         return m.list(split_lines(m, s, c.flag(0, "keepends", false)));
-       }},
-      {"startswith",
-       [](Machine& m, const std::string& s, Call& c) {
-         return Value::boolean(affix(m, s, c.need(0, "prefix"), false));
-       }},
-      {"endswith", [](Machine& m, const std::string& s,
-                      Call& c) { return Value::boolean(affix(m, s, c.need(0, "suffix"), true)); }},
-      {"removeprefix",
-       [](Machine& m, const std::string& s, Call& c) {
-         const std::string prefix = c.text(0, "prefix");
-         return m.text(s.starts_with(prefix) ? s.substr(prefix.size()) : s);
-       }},
-      {"removesuffix",
-       [](Machine& m, const std::string& s, Call& c) {
-         const std::string suffix = c.text(0, "suffix");
-         return m.text(s.ends_with(suffix) ? s.substr(0, s.size() - suffix.size()) : s);
-       }},
-      {"replace",
-       [](Machine& m, const std::string& s, Call& c) {
-         const std::string from = c.text(0, "old"), to = c.text(1, "new");
-         return m.text(replace(m, s, from, to, c.integer(2, "count", -1)));
-       }},
-      {"find", [](Machine&, const std::string& s, Call& c) { return found(s, c, false); }},
-      {"rfind", [](Machine&, const std::string& s, Call& c) { return found(s, c, true); }},
-      {"count",
-       [](Machine& m, const std::string& s, Call& c) {
-         const std::string wanted = c.text(0, "sub");
-         if (wanted.empty()) return Value::integer(count_characters(s) + 1);
-         int64_t n = 0;
-         for (size_t at = 0; (at = s.find(wanted, at)) != std::string::npos; at += wanted.size()) {
-           ++n;
-         }
-         return Value::integer(n);
-       }},
-      {"join",
-       [](Machine& m, const std::string& s, Call& c) {
-         const List items = iterate(m, c.need(0, "iterable"));
-         for (const Value& v : items) {
-           if (!v.is_text())
-             m.fail(fmt::format("join: found {} instead of a string", v.type_name()));
-         }
-         return m.text(join(m, items, s));
-       }},
-      {"isdigit",
-       [](Machine&, const std::string& s, Call&) {
-         return Value::boolean(all_characters(s, [](char32_t c) { return c >= '0' && c <= '9'; }));
-       }},
-      {"isalpha", [](Machine&, const std::string& s,
-                     Call&) { return Value::boolean(all_characters(s, unicode::is_letter)); }},
-      {"isspace", [](Machine&, const std::string& s,
-                     Call&) { return Value::boolean(all_characters(s, is_blank)); }},
-      {"isupper", [](Machine&, const std::string& s,
-                     Call&) { return Value::boolean(s == upper(s) && s != unicode::lower(s)); }},
-      {"islower", [](Machine&, const std::string& s,
-                     Call&) { return Value::boolean(s == unicode::lower(s) && s != upper(s)); }},
-  };
-  return methods;
-}
+constexpr TextRow kTextMethods[] = {
+    {"strip", [](Machine& m, const Value& s, Call& c) { return stripped(m, s, c, true, true); }},
+    {"lstrip", [](Machine& m, const Value& s, Call& c) { return stripped(m, s, c, true, false); }},
+    {"rstrip", [](Machine& m, const Value& s, Call& c) { return stripped(m, s, c, false, true); }},
+    {"upper", [](Machine& m, const Value& s, Call&) { return m.text_like(s, upper(s.as_text())); }},
+    {"lower",
+     [](Machine& m, const Value& s, Call&) { return m.text_like(s, unicode::lower(s.as_text())); }},
+    {"casefold",
+     [](Machine& m, const Value& s, Call&) {
+       const std::string small = unicode::lower(s.as_text());
+       return m.text_like(s, replace(m, small, "ß", "ss", -1));
+     }},
+    {"title", [](Machine& m, const Value& s, Call&) { return m.text_like(s, title(s.as_text())); }},
+    {"capitalize",
+     [](Machine& m, const Value& s, Call&) { return m.text_like(s, capitalize(s.as_text())); }},
+    {"swapcase",
+     [](Machine& m, const Value& s, Call&) { return m.text_like(s, swap_case(s.as_text())); }},
+    {"split", [](Machine& m, const Value& s, Call& c) { return split_method(m, s, c, false); }},
+    {"rsplit", [](Machine& m, const Value& s, Call& c) { return split_method(m, s, c, true); }},
+    {"splitlines",
+     [](Machine& m, const Value& s, Call& c) {
+       return list_like(m, s, split_lines(s.as_text(), c.flag(0, "keepends", false)));
+     }},
+    {"partition", [](Machine& m, const Value& s, Call& c) { return partition(m, s, c, false); }},
+    {"rpartition", [](Machine& m, const Value& s, Call& c) { return partition(m, s, c, true); }},
+    {"startswith",
+     [](Machine& m, const Value& s, Call& c) {
+       return Value::boolean(affix(m, s.as_text(), c.need(0, "prefix"), false));
+     }},
+    {"endswith",
+     [](Machine& m, const Value& s, Call& c) {
+       return Value::boolean(affix(m, s.as_text(), c.need(0, "suffix"), true));
+     }},
+    {"removeprefix",
+     [](Machine& m, const Value& s, Call& c) { return without_affix(m, s, c, true); }},
+    {"removesuffix",
+     [](Machine& m, const Value& s, Call& c) { return without_affix(m, s, c, false); }},
+    {"replace", replaced},
+    {"find", [](Machine&, const Value& s, Call& c) { return place(s, c, false); }},
+    {"rfind", [](Machine&, const Value& s, Call& c) { return place(s, c, true); }},
+    {"index", [](Machine& m, const Value& s, Call& c) { return needed_place(m, s, c, false); }},
+    {"rindex", [](Machine& m, const Value& s, Call& c) { return needed_place(m, s, c, true); }},
+    {"count", [](Machine&, const Value& s, Call& c) { return counted(s, c); }},
+    {"join", joined},
+    {"format", [](Machine& m, const Value& s, Call& c) { return format_braces(m, s, c.all()); }},
+    {"center", [](Machine& m, const Value& s, Call& c) { return padded(m, s, c, Side::kCentre); }},
+    {"ljust", [](Machine& m, const Value& s, Call& c) { return padded(m, s, c, Side::kLeft); }},
+    {"rjust", [](Machine& m, const Value& s, Call& c) { return padded(m, s, c, Side::kRight); }},
+    {"zfill", zero_filled},
+    {"isdigit",
+     [](Machine&, const Value& s, Call&) {
+       return all_characters(s.as_text(), [](char32_t c) { return c >= '0' && c <= '9'; });
+     }},
+    {"isdecimal",
+     [](Machine&, const Value& s, Call&) {
+       return all_characters(s.as_text(), [](char32_t c) { return c >= '0' && c <= '9'; });
+     }},
+    {"isnumeric", [](Machine&, const Value& s,
+                     Call&) { return all_characters(s.as_text(), unicode::is_number); }},
+    {"isalpha", [](Machine&, const Value& s,
+                   Call&) { return all_characters(s.as_text(), unicode::is_letter); }},
+    {"isalnum",
+     [](Machine&, const Value& s, Call&) {
+       return all_characters(
+           s.as_text(), [](char32_t c) { return unicode::is_letter(c) || unicode::is_number(c); });
+     }},
+    {"isascii",
+     [](Machine&, const Value& s, Call&) {
+       return Value::boolean(std::all_of(s.as_text().begin(), s.as_text().end(), [](char c) {
+         return static_cast<unsigned char>(c) < 0x80;
+       }));
+     }},
+    {"isspace",
+     [](Machine&, const Value& s, Call&) { return all_characters(s.as_text(), is_blank); }},
+    {"isupper",
+     [](Machine&, const Value& s, Call&) {
+       return Value::boolean(s.as_text() == upper(s.as_text()) &&
+                             s.as_text() != unicode::lower(s.as_text()));
+     }},
+    {"islower",
+     [](Machine&, const Value& s, Call&) {
+       return Value::boolean(s.as_text() == unicode::lower(s.as_text()) &&
+                             s.as_text() != upper(s.as_text()));
+     }},
+};
 
-Value pair_list(Machine& machine, const Dict& dict) {
-  List out;
-  for (const auto& [key, value] : dict.entries) {
-    out.push_back(machine.list({Value::text(key), value}, true));
+// Python has them, this interpreter does not: better an error than "undefined".
+constexpr std::string_view kUnsupported[] = {"encode",       "expandtabs",  "format_map",
+                                             "isidentifier", "isprintable", "istitle",
+                                             "maketrans",    "translate"};
+
+Value text_method(Machine& machine, const Value& object, const std::string& name) {
+  const auto found = std::find_if(std::begin(kTextMethods), std::end(kTextMethods),
+                                  [&](const TextRow& row) { return row.name == name; });
+  if (found == std::end(kTextMethods)) {
+    if (std::find(std::begin(kUnsupported), std::end(kUnsupported), name) !=
+        std::end(kUnsupported)) {
+      machine.fail(fmt::format("the method \"{}\" of strings is not supported", name));
+    }
+    return Value::undefined(name);
   }
-  return machine.list(std::move(out));
+  return Value::function(
+      [m = &machine, object, name, run = found->run](const Arguments& arguments) {
+        Call call(*m, name + "()", arguments, 0);
+        Value result = run(*m, object, call);
+        call.done();
+        return result;
+      });
 }
 
-static Value dict_method(Machine& machine, const Value& object, const std::string& name) {
-  Machine* m = &machine;
-  const auto bind = [&](auto&& body) {
-    return Value::function([m, object, name, body](const Arguments& arguments) {
+Value dict_keys(Machine& m, const Dict& d, Call&) {
+  List out;
+  for (const auto& [key, value] : d.entries) out.push_back(key);
+  return m.list(std::move(out));
+}
+Value dict_values(Machine& m, const Dict& d, Call&) {
+  List out;
+  for (const auto& [key, value] : d.entries) out.push_back(value);
+  return m.list(std::move(out));
+}
+Value dict_get(Machine& m, const Dict& d, Call& c) {
+  const Value& key = c.need(0, "key");
+  const Value* fallback = c.find(1, "default");
+  if (!key.is_hashable()) m.fail(fmt::format("a value of type {} is no key", key.type_name()));
+  const Value* found = d.find(key);
+  return found ? *found : fallback ? *fallback : Value::none();
+}
+
+using DictMethod = Value (*)(Machine&, const Dict&, Call&);
+struct DictRow {
+  std::string_view name;
+  DictMethod run;
+};
+constexpr DictRow kDictMethods[] = {
+    {"items", [](Machine& m, const Dict& d, Call&) { return pair_list(m, d); }},
+    {"keys", dict_keys},
+    {"values", dict_values},
+    {"get", dict_get},
+    {"copy", [](Machine&, const Dict& d, Call&) { return Value::dict(d); }},
+};
+
+Value dict_method(Machine& machine, const Value& object, const std::string& name) {
+  for (const DictRow& row : kDictMethods) {
+    if (row.name != name) continue;
+    return Value::function([m = &machine, object, name, run = row.run](const Arguments& arguments) {
       Call call(*m, name + "()", arguments, 0);
-      Value result = body(*m, object.as_dict(), call);
+      Value result = run(*m, object.as_dict(), call);
       call.done();
       return result;
-    });
-  };
-  if (name == "items") {
-    return bind([](Machine& m, const Dict& d, Call&) { return pair_list(m, d); });
-  }
-  if (name == "keys" || name == "values") {
-    const bool keys = name == "keys";
-    return bind([keys](Machine& m, const Dict& d, Call&) {
-      List out;
-      for (const auto& [key, value] : d.entries) out.push_back(keys ? Value::text(key) : value);
-      return m.list(std::move(out));
-    });
-  }
-  if (name == "get") {
-    return bind([](Machine&, const Dict& d, Call& c) {
-      const Value& key = c.need(0, "key");
-      const Value* fallback = c.find(1, "default");
-      const Value* found = key.is_text() ? d.find(key.as_text()) : nullptr;
-      return found ? *found : fallback ? *fallback : Value::none();
     });
   }
   for (const char* blocked : {"update", "pop", "popitem", "clear", "setdefault"}) {
@@ -346,36 +299,13 @@ static Value dict_method(Machine& machine, const Value& object, const std::strin
   return Value::undefined(name);
 }
 
-Value method(Machine& machine, const Value& object, const std::string& name) {
-  if (object.is_dict() && !object.as_dict().is_namespace) return dict_method(machine, object, name);
-  Machine* m = &machine;
-  if (object.is_text()) {
-    const auto found = text_methods().find(name);
-    if (found == text_methods().end()) {
-      for (const char* known :
-           {"center",      "casefold",   "encode",   "expandtabs", "format",       "format_map",
-            "index",       "isalnum",    "isascii",  "isdecimal",  "isidentifier", "isnumeric",
-            "isprintable", "istitle",    "ljust",    "maketrans",  "partition",    "rindex",
-            "rjust",       "rpartition", "swapcase", "translate",  "zfill"}) {
-        if (name != known) continue;
-        machine.fail(fmt::format("the method \"{}\" of strings is not supported", name));
-      }
-      return Value::undefined(name);
-    }
-    return Value::function([m, object, name, body = found->second](const Arguments& arguments) {
-      Call call(*m, name + "()", arguments, 0);
-      Value result = body(*m, object.as_text(), call);
-      call.done();
-      return result;
-    });
-  }
-  if (object.is_list() && (name == "index" || name == "count")) {
-    const bool counts = name == "count";
-    return Value::function([m, object, counts](const Arguments& arguments) {
-      if (arguments.list.size() != 1) m->fail("index and count of a list take one value");
+Value list_method(Machine& machine, const Value& object, const std::string& name) {
+  if (name == "index" || name == "count") {
+    return Value::function([m = &machine, object, counts = name == "count"](const Arguments& a) {
+      if (a.list.size() != 1) m->fail("index and count of a list take one value");
       int64_t n = 0;
       for (const Value& v : object.as_list()) {
-        const bool same = v.equals(arguments.list[0]);
+        const bool same = v.equals(a.list[0]);
         if (same && !counts) return Value::integer(n);
         n += counts ? same : 1;
       }
@@ -383,11 +313,28 @@ Value method(Machine& machine, const Value& object, const std::string& name) {
       return Value::integer(n);
     });
   }
-  if (object.is_list()) {
-    for (const char* blocked : {"append", "extend", "insert", "pop", "remove", "sort", "reverse"}) {
-      if (name == blocked) machine.fail("a template must not change a list: " + name + "()");
-    }
+  if (name == "copy" && !object.is_tuple()) {
+    return Value::function([object](const Arguments&) { return object; });
   }
+  for (const char* blocked :
+       {"append", "clear", "extend", "insert", "pop", "remove", "sort", "reverse"}) {
+    if (name == blocked) machine.fail("a template must not change a list: " + name + "()");
+  }
+  return Value::undefined(name);
+}
+
+}  // namespace
+
+Value pair_list(Machine& machine, const Dict& dict) {
+  List out;
+  for (const auto& [key, value] : dict.entries) out.push_back(machine.list({key, value}, true));
+  return machine.list(std::move(out));
+}
+
+Value method(Machine& machine, const Value& object, const std::string& name) {
+  if (object.is_dict() && !object.as_dict().is_namespace) return dict_method(machine, object, name);
+  if (object.is_text()) return text_method(machine, object, name);
+  if (object.is_list()) return list_method(machine, object, name);
   return Value::undefined(name);
 }
 

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "io/describe.h"
 #include "io/error.h"
-#include "io/tokenizer/unicode.h"
+#include "io/template/lexer.h"
 
 namespace heed::jinja {
 
@@ -13,277 +14,6 @@ namespace {
 
 constexpr int kMaxDepth = 150;   // of nested statements and expressions
 constexpr int kMaxHeight = 500;  // of the tree
-
-enum class Type {
-  kData,
-  kTagBegin,
-  kTagEnd,
-  kOutBegin,
-  kOutEnd,
-  kName,
-  kString,
-  kInteger,
-  kReal,
-  kOperator,
-  kEnd
-};
-
-struct Token {
-  Type type;
-  std::string text;
-  int line;
-};
-
-bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_name_start(char c) {
-  return c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-         static_cast<unsigned char>(c) >= 0x80;
-}
-
-class Lexer {
- public:
-  Lexer(const std::string& source, const std::string& name) : name_(name) {
-    source_.reserve(source.size());
-    for (size_t i = 0; i < source.size(); ++i) {
-      if (source[i] == '\r') {
-        source_ += '\n';
-        if (i + 1 < source.size() && source[i + 1] == '\n') ++i;
-      } else {
-        source_ += source[i];
-      }
-    }
-    if (source_.ends_with('\n')) source_.pop_back();
-  }
-
-  std::vector<Token> run() {
-    while (at_ < source_.size()) {
-      size_t open = at_;
-      while ((open = source_.find('{', open)) != std::string::npos) {
-        if (open + 1 < source_.size() &&
-            std::string_view("{%#").find(source_[open + 1]) != std::string_view::npos) {
-          break;
-        }
-        ++open;
-      }
-      if (open == std::string::npos) {
-        add_data(at_, source_.size(), ' ', true);
-        break;
-      }
-      const char kind = source_[open + 1];
-      const char sign = open + 2 < source_.size() ? source_[open + 2] : ' ';
-      const bool raw = kind == '%' && raw_tag(open, "raw") != std::string::npos;
-      add_data(at_, open, sign, kind == '{');
-      at_ = open + 2;
-      if (kind == '#') {
-        const size_t close = source_.find("#}", at_);
-        if (close == std::string::npos) fail("a comment is not closed");
-        const char last = close > at_ ? source_[close - 1] : ' ';
-        line_ += std::count(source_.begin() + open, source_.begin() + close, '\n');
-        at_ = close + 2;
-        after_tag(last, true);
-      } else if (raw) {
-        read_raw(open);
-      } else {
-        if (sign == '-' || sign == '+') ++at_;
-        read_tag(kind == '%');
-      }
-    }
-    tokens_.push_back({Type::kEnd, "", line_});
-    return std::move(tokens_);
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw Error("{}: line {}: {}", name_, line_, what);
-  }
-
-  // Text before a tag, stripped as the tag's sign says.
-  void add_data(size_t from, size_t to, char sign, bool is_output) {
-    size_t end = to;
-    if (sign == '-') {
-      while (end > from && is_space(source_[end - 1])) --end;
-    } else if (sign != '+' && !is_output) {
-      size_t start = end;
-      while (start > from && source_[start - 1] != '\n' && is_space(source_[start - 1])) --start;
-      const bool at_line_start = start > from ? source_[start - 1] == '\n' : line_starting_;
-      if (at_line_start) end = start;
-    }
-    if (end > from) tokens_.push_back({Type::kData, source_.substr(from, end - from), line_});
-    line_ += std::count(source_.begin() + from, source_.begin() + to, '\n');
-    if (to > from) line_starting_ = source_[to - 1] == '\n';
-  }
-
-  // Behind a tag's end: `-` eats all white space, a block or comment the line's end.
-  void after_tag(char sign, bool trims_newline) {
-    line_starting_ = false;
-    if (sign == '-') {
-      while (at_ < source_.size() && is_space(source_[at_])) {
-        line_starting_ = source_[at_] == '\n';
-        line_ += source_[at_++] == '\n';
-      }
-    } else if (trims_newline && sign != '+' && at_ < source_.size() && source_[at_] == '\n') {
-      ++at_;
-      ++line_;
-      line_starting_ = true;
-    }
-  }
-
-  // The position behind `{% name %}` at `open`, npos if something else stands there.
-  size_t raw_tag(size_t open, std::string_view name) const {
-    size_t at = open + 2;
-    if (at < source_.size() && (source_[at] == '-' || source_[at] == '+')) ++at;
-    while (at < source_.size() && is_space(source_[at])) ++at;
-    if (source_.compare(at, name.size(), name) != 0) return std::string::npos;
-    at += name.size();
-    while (at < source_.size() && is_space(source_[at])) ++at;
-    if (at < source_.size() && (source_[at] == '-' || source_[at] == '+')) ++at;
-    return source_.compare(at, 2, "%}") == 0 ? at + 2 : std::string::npos;
-  }
-
-  void read_raw(size_t open) {
-    at_ = raw_tag(open, "raw");
-    line_ += std::count(source_.begin() + open, source_.begin() + at_, '\n');
-    after_tag(source_[at_ - 3], false);
-    for (size_t close = at_; (close = source_.find("{%", close)) != std::string::npos; close += 2) {
-      const size_t behind = raw_tag(close, "endraw");
-      if (behind == std::string::npos) continue;
-      add_data(at_, close, source_[close + 2], false);
-      at_ = behind;
-      after_tag(source_[at_ - 3], true);
-      return;
-    }
-    fail("raw without endraw");
-  }
-
-  void read_tag(bool block) {
-    tokens_.push_back({block ? Type::kTagBegin : Type::kOutBegin, "", line_});
-    const std::string_view end = block ? "%}" : "}}";
-    std::string open;  // brackets that are not closed yet
-    while (true) {
-      while (at_ < source_.size() && is_space(source_[at_])) line_ += source_[at_++] == '\n';
-      if (at_ >= source_.size()) fail("a tag is not closed");
-      const std::string_view rest = std::string_view(source_).substr(at_);
-      if (open.empty()) {
-        const bool sign =
-            (rest[0] == '-' || (rest[0] == '+' && block)) && rest.substr(1).starts_with(end);
-        if (sign || rest.starts_with(end)) {
-          tokens_.push_back({block ? Type::kTagEnd : Type::kOutEnd, "", line_});
-          at_ += sign ? 3 : 2;
-          after_tag(sign ? rest[0] : ' ', block);
-          return;
-        }
-      }
-      read_token(rest, open);
-    }
-  }
-
-  void read_token(std::string_view rest, std::string& open) {
-    const char c = rest[0];
-    if (is_name_start(c)) {
-      size_t n = 1;
-      while (n < rest.size() && (is_name_start(rest[n]) || is_digit(rest[n]))) ++n;
-      tokens_.push_back({Type::kName, std::string(rest.substr(0, n)), line_});
-      at_ += n;
-    } else if (is_digit(c)) {
-      read_number(rest);
-    } else if (c == '"' || c == '\'') {
-      read_string(rest);
-    } else {
-      static constexpr std::string_view kOperators[] = {"//", "**", "==", "!=", ">=", "<="};
-      std::string op(1, c);
-      for (const std::string_view two : kOperators) {
-        if (rest.starts_with(two)) op = two;
-      }
-      if (std::string_view("+-*/%~[](){}><=.:|,;!").find(c) == std::string_view::npos ||
-          op == "!") {
-        fail(fmt::format("unexpected character \"{}\"", printable(op)));
-      }
-      if (c == '(' || c == '[' || c == '{') open += c == '(' ? ')' : c == '[' ? ']' : '}';
-      if (c == ')' || c == ']' || c == '}') {
-        if (open.empty() || open.back() != c) fail(fmt::format("unexpected \"{}\"", c));
-        open.pop_back();
-      }
-      tokens_.push_back({Type::kOperator, op, line_});
-      at_ += op.size();
-    }
-  }
-
-  void read_number(std::string_view rest) {
-    std::string digits;
-    size_t n = 0;
-    bool real = false;
-    const auto take_digits = [&] {
-      while (n < rest.size() && (is_digit(rest[n]) || (rest[n] == '_' && n + 1 < rest.size() &&
-                                                       is_digit(rest[n + 1])))) {
-        if (rest[n] != '_') digits += rest[n];
-        ++n;
-      }
-    };
-    take_digits();
-    if (n + 1 < rest.size() && rest[n] == '.' && is_digit(rest[n + 1])) {
-      real = true;
-      digits += rest[n++];
-      take_digits();
-    }
-    if (n < rest.size() && (rest[n] == 'e' || rest[n] == 'E')) {
-      size_t m = n + 1;
-      if (m < rest.size() && (rest[m] == '+' || rest[m] == '-')) ++m;
-      if (m < rest.size() && is_digit(rest[m])) {
-        real = true;
-        digits += rest.substr(n, m - n);
-        n = m;
-        take_digits();
-      }
-    }
-    tokens_.push_back({real ? Type::kReal : Type::kInteger, digits, line_});
-    at_ += n;
-  }
-
-  void read_string(std::string_view rest) {
-    const int line = line_;
-    std::string text;
-    size_t n = 1;
-    for (; n < rest.size() && rest[n] != rest[0]; ++n) {
-      line_ += rest[n] == '\n';
-      if (rest[n] != '\\' || n + 1 >= rest.size()) {
-        text += rest[n];
-        continue;
-      }
-      const char e = rest[++n];
-      line_ += e == '\n';
-      static constexpr std::string_view kEscapes = "nrtabfv0\\'\"";
-      static constexpr std::string_view kMeaning("\n\r\t\a\b\f\v\0\\'\"", 11);
-      const int digits = e == 'x' ? 2 : e == 'u' ? 4 : e == 'U' ? 8 : 0;
-      if (digits) {
-        uint32_t code = 0;
-        const std::string_view hex = rest.substr(std::min(n + 1, rest.size()), digits);
-        const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), code, 16);
-        if (error != std::errc() || end != hex.data() + digits || code > 0x10FFFF ||
-            (code >= 0xD800 && code < 0xE000)) {
-          fail(fmt::format("broken escape \\{} in a string", e));
-        }
-        unicode::append(text, code);
-        n += digits;
-      } else if (e == '\n') {  // a line that goes on
-      } else if (const size_t k = kEscapes.find(e); k != std::string_view::npos) {
-        text += kMeaning[k];
-      } else {
-        text += {'\\', e};
-      }
-    }
-    if (n >= rest.size()) fail("a string is not closed");
-    tokens_.push_back({Type::kString, text, line});
-    at_ += n + 1;
-  }
-
-  std::string source_;
-  const std::string& name_;
-  size_t at_ = 0;
-  int line_ = 1;
-  bool line_starting_ = true;
-  std::vector<Token> tokens_;
-};
 
 class Parser {
  public:
@@ -422,13 +152,16 @@ class Parser {
     if (name == "if") return parse_if();
     if (name == "set") return parse_set();
     if (name == "macro") return parse_macro();
-    if (name == "generation") {
-      expect(Type::kTagEnd);
-      NodePointer body = parse_body({"endgeneration"});
-      next();
-      expect(Type::kTagEnd);
-      return body;
+    if (name == "call") return parse_call_block();
+    if (name == "with") return parse_with();
+    if (name == "filter") {
+      NodePointer node = make(Kind::kFilterBlock);
+      NodePointer filters = parse_block_filters(true);
+      push(*node, parse_block("endfilter"));
+      push(*node, std::move(filters));
+      return node;
     }
+    if (name == "generation") return parse_block("endgeneration");
     if (name == "break" || name == "continue") {
       if (!loops_) fail(name + " outside of a loop");
       NodePointer node = make(name == "break" ? Kind::kBreak : Kind::kContinue);
@@ -457,7 +190,7 @@ class Parser {
     push(*node, parse_tuple(false));
     NodePointer condition;
     if (skip_name("if")) condition = parse_expression();
-    if (is_name("recursive")) fail("recursive loops are not supported");
+    node->negated = skip_name("recursive");
     expect(Type::kTagEnd);
     ++loops_;
     push(*node, parse_body({"else", "endfor"}));
@@ -514,33 +247,84 @@ class Parser {
     if (node->text.find(',') != std::string::npos || !node->attribute.empty()) {
       fail("a block can be set to one name only");
     }
-    if (is_operator("|")) fail("filters of a set block are not supported");
+    NodePointer filters = is_operator("|") ? parse_block_filters(false) : nullptr;
+    push(*node, parse_block("endset"));
+    push(*node, std::move(filters));
+    return node;
+  }
+
+  // From the end of a tag to the end of the one named `end`.
+  NodePointer parse_block(std::string_view end) {
     expect(Type::kTagEnd);
-    push(*node, parse_body({"endset"}));
+    NodePointer body = parse_body({end});
     next();
     expect(Type::kTagEnd);
+    return body;
+  }
+
+  // The filters that a block's text goes through; `bare`: the first has no "|" before it.
+  NodePointer parse_block_filters(bool bare) {
+    NodePointer node = make(Kind::kCaptured);
+    while (bare || is_operator("|")) {
+      if (!bare) next();
+      bare = false;
+      NodePointer filter = make(Kind::kFilter, expect_name());
+      push(*filter, std::move(node));
+      if (is_operator("(")) parse_arguments(*filter);
+      node = std::move(filter);
+    }
     return node;
+  }
+
+  NodePointer parse_with() {
+    NodePointer node = make(Kind::kWith);
+    while (peek().type != Type::kTagEnd) {
+      if (!node->named.empty()) expect_operator(",");
+      std::string name = expect_name();
+      expect_operator("=");
+      push_named(*node, std::move(name), parse_expression());
+    }
+    push(*node, parse_block("endwith"));
+    return node;
+  }
+
+  NodePointer parse_call_block() {
+    NodePointer node = make(Kind::kCallBlock);
+    NodePointer body = make(Kind::kMacro, "caller");
+    if (is_operator("(")) parse_parameters(*body);
+    push(*node, parse_expression());
+    if (node->kids[0]->kind != Kind::kCall) fail("a call block needs a call");
+    push(*body, parse_macro_body("endcall"));
+    push(*node, std::move(body));
+    return node;
+  }
+
+  // "(a, b=1)"
+  void parse_parameters(Node& node) {
+    expect_operator("(");
+    while (!is_operator(")")) {
+      if (!node.named.empty()) expect_operator(",");
+      if (is_operator(")")) break;
+      std::string parameter = expect_name();
+      NodePointer fallback;
+      if (skip_operator("=")) fallback = parse_expression();
+      push_named(node, std::move(parameter), std::move(fallback));
+    }
+    expect_operator(")");
+  }
+
+  NodePointer parse_macro_body(std::string_view end) {
+    const int loops = std::exchange(loops_, 0);
+    NodePointer body = parse_block(end);
+    loops_ = loops;
+    return body;
   }
 
   NodePointer parse_macro() {
     NodePointer node = make(Kind::kMacro);
     node->text = expect_name();
-    expect_operator("(");
-    while (!is_operator(")")) {
-      if (!node->named.empty()) expect_operator(",");
-      if (is_operator(")")) break;
-      std::string parameter = expect_name();
-      NodePointer fallback;
-      if (skip_operator("=")) fallback = parse_expression();
-      push_named(*node, std::move(parameter), std::move(fallback));
-    }
-    expect_operator(")");
-    expect(Type::kTagEnd);
-    const int loops = std::exchange(loops_, 0);
-    push(*node, parse_body({"endmacro"}));
-    loops_ = loops;
-    next();
-    expect(Type::kTagEnd);
+    parse_parameters(*node);
+    push(*node, parse_macro_body("endmacro"));
     return node;
   }
 
@@ -661,32 +445,24 @@ class Parser {
   NodePointer parse_primary() {
     const Depth depth(*this);
     const Token token = peek();
-    if (token.type == Type::kName) {
-      next();
-      if (token.text == "true" || token.text == "True") return literal(Value::boolean(true));
-      if (token.text == "false" || token.text == "False") return literal(Value::boolean(false));
-      if (token.text == "none" || token.text == "None") return literal(Value::none());
-      return make(Kind::kName, token.text);
-    }
-    if (token.type == Type::kString) {
-      std::string text;
-      while (peek().type == Type::kString) text += next().text;
-      return literal(Value::text(text));
-    }
-    if (token.type == Type::kInteger) {
-      next();
-      int64_t value = 0;
-      const char* end = token.text.data() + token.text.size();
-      if (std::from_chars(token.text.data(), end, value).ec != std::errc()) {
-        fail("the number " + token.text + " is too large");
+    switch (token.type) {
+      case Type::kName:
+        next();
+        if (token.text == "true" || token.text == "True") return literal(Value::boolean(true));
+        if (token.text == "false" || token.text == "False") return literal(Value::boolean(false));
+        if (token.text == "none" || token.text == "None") return literal(Value::none());
+        return make(Kind::kName, token.text);
+      case Type::kString: {
+        std::string text;
+        while (peek().type == Type::kString) text += next().text;
+        return literal(Value::text(text));
       }
-      return literal(Value::integer(value));
-    }
-    if (token.type == Type::kReal) {
-      next();
-      double value = 0;
-      std::from_chars(token.text.data(), token.text.data() + token.text.size(), value);
-      return literal(Value::real(value));
+      case Type::kInteger:
+      case Type::kReal:
+        next();
+        return parse_number(token);
+      default:
+        break;
     }
     if (skip_operator("(")) {
       if (skip_operator(")")) return make(Kind::kTuple);
@@ -694,29 +470,49 @@ class Parser {
       expect_operator(")");
       return node;
     }
-    if (skip_operator("[")) {
-      NodePointer node = make(Kind::kList);
-      while (!is_operator("]")) {
-        if (!node->kids.empty()) expect_operator(",");
-        if (is_operator("]")) break;
-        push(*node, parse_expression());
-      }
-      expect_operator("]");
-      return node;
-    }
-    if (skip_operator("{")) {
-      NodePointer node = make(Kind::kDict);
-      while (!is_operator("}")) {
-        if (!node->kids.empty()) expect_operator(",");
-        if (is_operator("}")) break;
-        push(*node, parse_expression());
-        expect_operator(":");
-        push(*node, parse_expression());
-      }
-      expect_operator("}");
-      return node;
-    }
+    if (is_operator("[") || is_operator("{")) return parse_collection();
     fail("expected an expression, found " + describe(token));
+  }
+
+  NodePointer parse_number(const Token& token) {
+    const char* start = token.text.data();
+    const char* end = start + token.text.size();
+    if (token.type == Type::kReal) {
+      double value = 0;
+      if (std::from_chars(start, end, value).ec == std::errc::result_out_of_range) {
+        value = token.text.find("e-") == std::string::npos ? HUGE_VAL : 0.0;
+      }
+      return literal(Value::real(value));
+    }
+    int base = 10;
+    if (token.text.size() > 2 && token.text[0] == '0') {
+      const char kind = static_cast<char>(token.text[1] | 0x20);
+      base = kind == 'x' ? 16 : kind == 'o' ? 8 : kind == 'b' ? 2 : 10;
+      if (base != 10) start += 2;
+    }
+    int64_t value = 0;
+    const auto read = std::from_chars(start, end, value, base);
+    if (read.ec != std::errc() || read.ptr != end) {
+      fail("the number " + token.text + " is too large or not a number");
+    }
+    return literal(Value::integer(value));
+  }
+
+  // "[a, b]" or "{a: b}".
+  NodePointer parse_collection() {
+    const bool list = next().text == "[";
+    const std::string_view end = list ? "]" : "}";
+    NodePointer node = make(list ? Kind::kList : Kind::kDict);
+    while (!is_operator(end)) {
+      if (!node->kids.empty()) expect_operator(",");
+      if (is_operator(end)) break;
+      push(*node, parse_expression());
+      if (list) continue;
+      expect_operator(":");
+      push(*node, parse_expression());
+    }
+    expect_operator(end);
+    return node;
   }
 
   NodePointer parse_postfix(NodePointer node) {
@@ -775,8 +571,11 @@ class Parser {
     for (bool first = true; !is_operator(")"); first = false) {
       if (!first) expect_operator(",");
       if (is_operator(")")) break;
-      if (is_operator("*") || is_operator("**")) fail("* and ** in calls are not supported");
-      if (peek().type == Type::kName && is_operator("=", 1)) {
+      if (is_operator("*") || is_operator("**")) {
+        NodePointer spread = make(Kind::kSpread, next().text);
+        push(*spread, parse_expression());
+        push(node, std::move(spread));
+      } else if (peek().type == Type::kName && is_operator("=", 1)) {
         std::string name = next().text;
         next();
         push_named(node, std::move(name), parse_expression());
@@ -839,7 +638,7 @@ class Parser {
 }  // namespace
 
 NodePointer parse(const std::string& source, const std::string& name) {
-  return Parser(Lexer(source, name).run(), name).run();
+  return Parser(tokenize(source, name), name).run();
 }
 
 }  // namespace heed::jinja

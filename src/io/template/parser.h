@@ -16,16 +16,22 @@ enum class Kind {
   kBody,      // kids
   kText,      // text
   kOutput,    // kids[0]
-  kFor,       // text: targets separated by commas; kids: iterable, body, else, condition (or null)
+  kFor,       // text: targets separated by commas; kids: iterable, body, else, condition (or null);
+              // negated: it may call itself
   kIf,        // kids: condition, then, else (or null)
   kSet,       // text: targets; kids[0]; names a namespace attribute where `attribute` is set
-  kSetBlock,  // text: target; kids[0]: body
-  kMacro,     // text: name; named: parameters and their defaults (or null); kids[0]: body
+  kSetBlock,  // text: target; kids: body, filters over kCaptured (or null)
+  kFilterBlock,  // kids: body, filters over kCaptured
+  kWith,         // named: variables and their values; kids[0]: body
+  kCallBlock,    // kids: the call, the macro that it is given as `caller`
+  kMacro,        // text: name; named: parameters and their defaults (or null); kids[0]: body
   kBreak,
   kContinue,
   // expressions
   kLiteral,    // value
   kName,       // text
+  kCaptured,   // the text of the block around it
+  kSpread,     // text: * or **; kids[0]; only among the arguments of a call
   kList,       // kids
   kTuple,      // kids
   kDict,       // kids: key, value, key, value, ...

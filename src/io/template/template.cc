@@ -1,13 +1,12 @@
 #include "io/template/template.h"
 
 #include <algorithm>
-#include <cmath>
+#include <memory>
 
 #include "io/describe.h"
 #include "io/error.h"
 #include "io/template/interpreter.h"
 #include "io/template/parser.h"
-#include "io/tokenizer/unicode.h"
 
 namespace heed {
 
@@ -54,6 +53,15 @@ std::vector<std::string> split_commas(const std::string& text) {
 }
 
 enum class Flow { kNormal, kBreak, kContinue };
+
+// Does the tree hold the name?
+bool mentions(const Node& node, std::string_view name) {
+  if (node.kind == Kind::kName && node.text == name) return true;
+  const auto within = [&](const NodePointer& kid) { return kid && mentions(*kid, name); };
+  return std::any_of(node.kids.begin(), node.kids.end(), within) ||
+         std::any_of(node.named.begin(), node.named.end(),
+                     [&](const auto& entry) { return within(entry.second); });
+}
 
 class Interpreter {
  public:
@@ -113,19 +121,33 @@ class Interpreter {
         return otherwise ? run(*otherwise, scope, out) : Flow::kNormal;
       }
       case Kind::kFor:
-        return run_for(node, scope, out);
+        run_for(node, scope, evaluate(*node.kids[0], scope), 1, out);
+        return Flow::kNormal;
       case Kind::kSet:
         assign(node, scope, evaluate(*node.kids[0], scope));
         return Flow::kNormal;
-      case Kind::kSetBlock: {
-        std::string text;
-        run(*node.kids[0], new_scope(scope), text);
-        scope->set(node.text, machine_.text(std::move(text)));
+      case Kind::kSetBlock:
+        scope->set(node.text, captured(node, scope));
         return Flow::kNormal;
+      case Kind::kFilterBlock:
+        append(out, captured(node, scope).str());
+        return Flow::kNormal;
+      case Kind::kWith: {
+        const ScopePointer inner = new_scope(scope);
+        for (const auto& [name, value] : node.named) inner->set(name, evaluate(*value, scope));
+        return run(*node.kids[0], inner, out);
       }
       case Kind::kMacro:
-        define_macro(node, scope);
+        scope->set(node.text, macro(node, scope));
         return Flow::kNormal;
+      case Kind::kCallBlock: {
+        const Node& call_node = *node.kids[0];
+        const Value callee = evaluate(*call_node.kids[0], scope);
+        Arguments arguments = arguments_of(call_node, 1, scope);
+        arguments.named.emplace_back("caller", macro(*node.kids[1], scope));
+        append(out, call(callee, arguments).str());
+        return Flow::kNormal;
+      }
       case Kind::kBreak:
         return Flow::kBreak;
       case Kind::kContinue:
@@ -133,6 +155,19 @@ class Interpreter {
       default:
         machine_.fail("not a statement");
     }
+  }
+
+  // The text of a block, through its filters.
+  Value captured(const Node& node, const ScopePointer& scope) {
+    std::string text;
+    const ScopePointer inner = new_scope(scope);
+    run(*node.kids[0], inner, text);
+    const Value plain = machine_.text(std::move(text));
+    if (!node.kids[1]) return plain;
+    const Value before = std::exchange(captured_, plain);
+    Value out = evaluate(*node.kids[1], scope);
+    captured_ = before;
+    return out;
   }
 
   void bind(const std::vector<std::string>& targets, const Value& value, Scope& scope) {
@@ -156,9 +191,12 @@ class Interpreter {
     machine_.charge(static_cast<int64_t>(space->as_dict().entries.size()));
   }
 
-  Flow run_for(const Node& node, const ScopePointer& scope, std::string& out) {
+  // `depth`: how often the loop has called itself, plus one.
+  void run_for(const Node& node, const ScopePointer& scope, const Value& iterable, int depth,
+               std::string& out) {
+    if (depth > kMaxCalls) machine_.fail("a loop calls itself too deeply");
     const std::vector<std::string> targets = split_commas(node.text);
-    List items = iterate(machine_, evaluate(*node.kids[0], scope));
+    List items = iterate(machine_, iterable);
     if (const Node* condition = node.kids[3].get()) {
       List kept;
       for (Value& value : items) {
@@ -169,90 +207,146 @@ class Interpreter {
       items = std::move(kept);
     }
     if (items.empty()) {
-      return node.kids[2] ? run(*node.kids[2], new_scope(scope), out) : Flow::kNormal;
+      if (node.kids[2]) run(*node.kids[2], new_scope(scope), out);
+      return;
     }
-    const int64_t count = static_cast<int64_t>(items.size());
-    ++loops_;
-    for (int64_t i = 0; i < count; ++i) {
+    const auto changes = std::make_shared<std::optional<List>>();  // what loop.changed() saw last
+    for (int64_t i = 0; i < static_cast<int64_t>(items.size()); ++i) {
       const ScopePointer inner = new_scope(scope);
       bind(targets, items[i], *inner);
-      inner->set("loop", loop_variable(items, i));
+      Dict loop = loop_variable(items, i, depth, changes);
+      if (node.negated) {
+        loop.set(kCallEntry, Value::function([this, &node, scope, depth](const Arguments& a) {
+                   if (a.list.size() != 1) machine_.fail("loop() takes what to go through");
+                   std::string text;
+                   run_for(node, scope, a.list[0], depth + 1, text);
+                   return machine_.text(std::move(text));
+                 }));
+      }
+      inner->set("loop", Value::dict(std::move(loop)));
       const Flow flow = run(*node.kids[1], inner, out);
       if (flow == Flow::kBreak) break;
     }
-    --loops_;
-    return Flow::kNormal;
   }
 
-  Value loop_variable(const List& items, int64_t i) {
+  Dict loop_variable(const List& items, int64_t i, int depth,
+                     const std::shared_ptr<std::optional<List>>& changes) {
     const int64_t count = static_cast<int64_t>(items.size());
     Dict loop;
     loop.is_namespace = true;
-    loop.entries.reserve(13);
-    const auto add = [&](const char* key, Value value) {
-      loop.entries.emplace_back(key, std::move(value));
+    loop.entries.reserve(14);
+    size_t next = 0;
+    // The keys are made once: a loop's variable is made at every turn.
+    static const std::vector<Value> kKeys = [] {
+      std::vector<Value> keys;
+      for (const char* key : {"index", "index0", "first", "last", "length", "revindex", "revindex0",
+                              "depth", "depth0", "cycle", "changed", "previtem", "nextitem"}) {
+        keys.push_back(Value::text(key));
+      }
+      return keys;
+    }();
+    const auto add = [&](Value value) {
+      loop.entries.emplace_back(kKeys[next++], std::move(value));
     };
-    add("index", Value::integer(i + 1));
-    add("index0", Value::integer(i));
-    add("first", Value::boolean(i == 0));
-    add("last", Value::boolean(i + 1 == count));
-    add("length", Value::integer(count));
-    add("revindex", Value::integer(count - i));
-    add("revindex0", Value::integer(count - i - 1));
-    add("depth", Value::integer(loops_));
-    add("depth0", Value::integer(loops_ - 1));
-    if (i > 0) add("previtem", items[i - 1]);
-    if (i + 1 < count) add("nextitem", items[i + 1]);
+    add(Value::integer(i + 1));
+    add(Value::integer(i));
+    add(Value::boolean(i == 0));
+    add(Value::boolean(i + 1 == count));
+    add(Value::integer(count));
+    add(Value::integer(count - i));
+    add(Value::integer(count - i - 1));
+    add(Value::integer(depth));
+    add(Value::integer(depth - 1));
     Machine* machine = &machine_;
-    add("cycle", Value::function([machine, i](const Arguments& a) {
-          if (a.list.empty()) machine->fail("loop.cycle() without values");
-          return a.list[i % a.list.size()];
-        }));
-    return Value::dict(std::move(loop));
+    add(Value::function([machine, i](const Arguments& a) {
+      if (a.list.empty()) machine->fail("loop.cycle() without values");
+      return a.list[i % a.list.size()];
+    }));
+    add(Value::function([changes](const Arguments& a) {
+      const bool same = *changes && Value::list(**changes).equals(Value::list(a.list));
+      *changes = a.list;
+      return Value::boolean(!same);
+    }));
+    if (i > 0) loop.entries.emplace_back(kKeys[next], items[i - 1]);
+    if (i + 1 < count) loop.entries.emplace_back(kKeys[next + 1], items[i + 1]);
+    return loop;
   }
 
-  void define_macro(const Node& node, const ScopePointer& scope) {
+  Value macro(const Node& node, const ScopePointer& scope) {
     scopes_.push_back(scope);
-    scope->set(
-        node.text, Value::function([this, &node, scope](const Arguments& arguments) {
-          if (++calls_ > kMaxCalls) machine_.fail("macros call each other too deeply");
-          const ScopePointer inner = new_scope(scope);
-          if (arguments.list.size() > node.named.size()) {
-            machine_.fail(fmt::format("macro \"{}\" takes {} arguments, not {}", node.text,
-                                      node.named.size(), arguments.list.size()));
-          }
-          for (const auto& [name, value] : arguments.named) {
-            const bool known =
-                std::any_of(node.named.begin(), node.named.end(),
-                            [&, &name = name](const auto& p) { return p.first == name; });
-            if (!known) {
-              machine_.fail(fmt::format("macro \"{}\" has no argument \"{}\"", node.text, name));
-            }
-            inner->set(name, value);
-          }
-          for (size_t i = 0; i < node.named.size(); ++i) {
-            const auto& [name, fallback] = node.named[i];
-            if (i < arguments.list.size()) {
-              inner->set(name, arguments.list[i]);
-            } else if (std::none_of(inner->variables.begin(), inner->variables.end(),
-                                    [&, n = name](const auto& v) { return v.first == n; })) {
-              inner->set(name, fallback ? evaluate(*fallback, inner) : Value::undefined(name));
-            }
-          }
-          std::string text;
-          const int loops = std::exchange(loops_, 0);
-          run(*node.kids[0], inner, text);
-          loops_ = loops;
-          --calls_;
-          return machine_.text(std::move(text));
-        }));
+    const bool more = mentions(*node.kids[0], "varargs"), named = mentions(*node.kids[0], "kwargs");
+    const bool caller = mentions(*node.kids[0], "caller");
+    return Value::function([this, &node, scope, more, named, caller](const Arguments& arguments) {
+      if (++calls_ > kMaxCalls) machine_.fail("macros call each other too deeply");
+      const ScopePointer inner = new_scope(scope);
+      bind_parameters(node, arguments, more, named, caller, inner);
+      std::string text;
+      run(*node.kids[0], inner, text);
+      --calls_;
+      return machine_.text(std::move(text));
+    });
+  }
+
+  void bind_parameters(const Node& node, const Arguments& arguments, bool more, bool named,
+                       bool caller, const ScopePointer& inner) {
+    const size_t known = node.named.size(), given = arguments.list.size();
+    if (given > known && !more) {
+      machine_.fail(
+          fmt::format("macro \"{}\" takes {} arguments, not {}", node.text, known, given));
+    }
+    if (more) {
+      inner->set("varargs", machine_.list(List(arguments.list.begin() +
+                                                   static_cast<int64_t>(std::min(known, given)),
+                                               arguments.list.end()),
+                                          true));
+    }
+    Dict others;
+    std::vector<const Value*> by_name(known);
+    for (const auto& [name, value] : arguments.named) {
+      const auto parameter = std::find_if(node.named.begin(), node.named.end(),
+                                          [&, &n = name](const auto& p) { return p.first == n; });
+      if (parameter != node.named.end()) {
+        by_name[static_cast<size_t>(parameter - node.named.begin())] = &value;
+      } else if (name == "caller" && caller) {
+        inner->set(name, value);
+      } else if (named) {
+        others.set(name, value);
+      } else {
+        machine_.fail(fmt::format("macro \"{}\" has no argument \"{}\"", node.text, name));
+      }
+    }
+    if (named) inner->set("kwargs", Value::dict(std::move(others)));
+    for (size_t i = 0; i < known; ++i) {
+      const auto& [name, fallback] = node.named[i];
+      if (i < given && by_name[i]) {
+        machine_.fail(fmt::format("macro \"{}\" is given \"{}\" twice", node.text, name));
+      }
+      inner->set(name, i < given    ? arguments.list[i]
+                       : by_name[i] ? *by_name[i]
+                       : fallback   ? evaluate(*fallback, inner)
+                                    : Value::undefined(name));
+    }
   }
 
   Arguments arguments_of(const Node& node, size_t first, const ScopePointer& scope) {
     Arguments arguments;
     arguments.line = node.line;
     for (size_t i = first; i < node.kids.size(); ++i) {
-      arguments.list.push_back(evaluate(*node.kids[i], scope));
+      const Node& kid = *node.kids[i];
+      if (kid.kind != Kind::kSpread) {
+        arguments.list.push_back(evaluate(kid, scope));
+        continue;
+      }
+      const Value values = evaluate(*kid.kids[0], scope);
+      if (kid.text == "*") {
+        for (Value& value : iterate(machine_, values)) arguments.list.push_back(std::move(value));
+        continue;
+      }
+      if (!values.is_dict()) machine_.fail("** takes a mapping");
+      for (const auto& [key, value] : values.as_dict().entries) {
+        if (!key.is_text()) machine_.fail("the keys behind ** must be strings");
+        arguments.named.emplace_back(key.as_text(), value);
+      }
     }
     for (const auto& [name, value] : node.named) {
       arguments.named.emplace_back(name, evaluate(*value, scope));
@@ -261,102 +355,13 @@ class Interpreter {
     return arguments;
   }
 
-  Value evaluate(const Node& node, const ScopePointer& scope) {
-    machine_.charge();
-    machine_.line = node.line;
-    const auto kid = [&](size_t i) { return evaluate(*node.kids[i], scope); };
-    switch (node.kind) {
-      case Kind::kLiteral:
-        return node.value;
-      case Kind::kName: {
-        if (const Value* found = scope->find(node.text)) return *found;
-        Value function = global_function(machine_, node.text);
-        return function.is_undefined() ? Value::undefined(node.text) : function;
-      }
-      case Kind::kList:
-      case Kind::kTuple: {
-        List items;
-        for (size_t i = 0; i < node.kids.size(); ++i) items.push_back(kid(i));
-        return machine_.list(std::move(items), node.kind == Kind::kTuple);
-      }
-      case Kind::kDict: {
-        Dict dict;
-        for (size_t i = 0; i < node.kids.size(); i += 2) {
-          const Value key = kid(i);
-          if (!key.is_text()) machine_.fail("keys of a mapping must be strings");
-          dict.set(key.as_text(), kid(i + 1));
-        }
-        machine_.charge(static_cast<int64_t>(dict.entries.size() * 64));
-        return Value::dict(std::move(dict));
-      }
-      case Kind::kAttribute:
-        return attribute(machine_, kid(0), node.text);
-      case Kind::kItem: {
-        const Value object = kid(0);
-        return item(machine_, object, kid(1));
-      }
-      case Kind::kSlice:
-        return slice(node, scope);
-      case Kind::kCall:
-        return call(node, scope);
-      case Kind::kFilter:
-        return apply_filter(machine_, node.text, arguments_of(node, 0, scope));
-      case Kind::kTest:
-        return Value::boolean(apply_test(machine_, node.text, arguments_of(node, 0, scope)) !=
-                              node.negated);
-      case Kind::kTernary: {
-        if (kid(0).truth()) return kid(1);
-        return node.kids[2] ? kid(2) : Value::undefined("the else of an inline if");
-      }
-      case Kind::kUnary: {
-        const Value operand = kid(0);
-        if (node.text == "not") return Value::boolean(!operand.truth());
-        if (!operand.is_number()) {
-          machine_.fail(fmt::format("{} cannot be applied to {}", node.text, operand.type_name()));
-        }
-        if (operand.is_real()) {
-          return Value::real(node.text == "-" ? -operand.as_real() : operand.as_real());
-        }
-        if (node.text == "-" && operand.as_integer() == INT64_MIN) machine_.fail("overflow");
-        return Value::integer(node.text == "-" ? -operand.as_integer() : operand.as_integer());
-      }
-      case Kind::kBinary:
-        if (node.text == "and" || node.text == "or") {
-          Value left = kid(0);
-          return left.truth() == (node.text == "or") ? left : kid(1);
-        } else {
-          const Value left = kid(0), right = kid(1);
-          return binary(node.text, left, right);
-        }
-      case Kind::kCompare: {
-        const std::vector<std::string> operators = split_commas(node.text);
-        Value left = kid(0);
-        for (size_t i = 0; i < operators.size(); ++i) {
-          Value right = kid(i + 1);
-          if (!holds(operators[i], left, right)) return Value::boolean(false);
-          left = std::move(right);
-        }
-        return Value::boolean(true);
-      }
-      default:
-        machine_.fail("not an expression");
-    }
-  }
-
-  bool holds(const std::string& op, const Value& a, const Value& b) {
-    if (op == "==") return a.equals(b);
-    if (op == "!=") return !a.equals(b);
-    if (op == "in") return contains(machine_, b, a);
-    if (op == "not in") return !contains(machine_, b, a);
-    const int order = compare(machine_, a, b);
-    return op == "<" ? order < 0 : op == "<=" ? order <= 0 : op == ">" ? order > 0 : order >= 0;
-  }
-
-  Value call(const Node& node, const ScopePointer& scope) {
-    const Value callee = evaluate(*node.kids[0], scope);
-    const Arguments arguments = arguments_of(node, 1, scope);
+  Value call(const Value& callee, const Arguments& arguments) {
     if (callee.is_undefined()) {
       machine_.fail(fmt::format("\"{}\" is undefined", callee.undefined_name()));
+    }
+    if (callee.is_dict()) {  // a loop that calls itself
+      const Value* function = callee.as_dict().find(kCallEntry);
+      if (callee.as_dict().is_namespace && function) return function->as_function()(arguments);
     }
     if (!callee.is_function()) {
       machine_.fail(fmt::format("a value of type {} cannot be called", callee.type_name()));
@@ -366,132 +371,113 @@ class Interpreter {
     return result;
   }
 
-  Value slice(const Node& node, const ScopePointer& scope) {
+  Value name(const Node& node, const ScopePointer& scope) {
+    if (const Value* found = scope->find(node.text)) return *found;
+    Value function = global_function(machine_, node.text);
+    return function.is_undefined() ? Value::undefined(node.text) : function;
+  }
+
+  Value sequence(const Node& node, const ScopePointer& scope) {
+    List items;
+    for (const NodePointer& kid : node.kids) items.push_back(evaluate(*kid, scope));
+    return machine_.list(std::move(items), node.kind == Kind::kTuple);
+  }
+
+  Value mapping(const Node& node, const ScopePointer& scope) {
+    Dict dict;
+    for (size_t i = 0; i < node.kids.size(); i += 2) {
+      const Value key = evaluate(*node.kids[i], scope);
+      set_entry(machine_, dict, key, evaluate(*node.kids[i + 1], scope));
+    }
+    return Value::dict(std::move(dict));
+  }
+
+  Value ternary(const Node& node, const ScopePointer& scope) {
+    if (evaluate(*node.kids[0], scope).truth()) return evaluate(*node.kids[1], scope);
+    return node.kids[2] ? evaluate(*node.kids[2], scope)
+                        : Value::undefined("the else of an inline if");
+  }
+
+  Value comparison(const Node& node, const ScopePointer& scope) {
+    const std::vector<std::string> operators = split_commas(node.text);
+    Value left = evaluate(*node.kids[0], scope);
+    for (size_t i = 0; i < operators.size(); ++i) {
+      Value right = evaluate(*node.kids[i + 1], scope);
+      if (!holds(machine_, operators[i], left, right)) return Value::boolean(false);
+      left = std::move(right);
+    }
+    return Value::boolean(true);
+  }
+
+  Value sliced(const Node& node, const ScopePointer& scope) {
     const Value object = evaluate(*node.kids[0], scope);
-    const auto bound = [&](size_t i, bool& given) {
-      given = node.kids[i] != nullptr;
-      if (!given) return int64_t{0};
-      const Value value = evaluate(*node.kids[i], scope);
-      if (value.is_none()) given = false;
-      if (value.is_none()) return int64_t{0};
-      if (!value.is_whole()) machine_.fail("the bounds of a slice must be integers");
-      return value.as_integer();
+    const auto bound = [&](size_t i) {
+      return node.kids[i] ? evaluate(*node.kids[i], scope) : Value::none();
     };
-    bool has_start, has_stop, has_step;
-    int64_t start = bound(1, has_start), stop = bound(2, has_stop), step = bound(3, has_step);
-    if (!has_step) step = 1;
-    if (step == 0) machine_.fail("the step of a slice must not be zero");
-    if (!object.is_text() && !object.is_list()) {
-      machine_.fail(fmt::format("a value of type {} cannot be sliced", object.type_name()));
-    }
-    const List items = object.is_text() ? characters(machine_, object.as_text()) : object.as_list();
-    const int64_t count = static_cast<int64_t>(items.size());
-    const auto clamp = [&](int64_t i) {
-      if (i < 0) i = i < -count ? -1 : i + count;
-      return step > 0 ? std::clamp<int64_t>(i, 0, count) : std::clamp<int64_t>(i, -1, count - 1);
-    };
-    start = has_start ? clamp(start) : step > 0 ? 0 : count - 1;
-    stop = has_stop ? clamp(stop) : step > 0 ? count : -1;
-    step = std::clamp<int64_t>(step, -count - 1, count + 1);
-    List out;
-    for (int64_t i = start; step > 0 ? i < stop : i > stop; i += step) out.push_back(items[i]);
-    if (!object.is_text()) return machine_.list(std::move(out), object.is_tuple());
-    std::string text;
-    for (const Value& c : out) text += c.as_text();
-    return machine_.text(std::move(text));
+    const Value start = bound(1), stop = bound(2);
+    return slice(machine_, object, start, stop, bound(3));
   }
 
-  Value binary(const std::string& op, const Value& a, const Value& b) {
-    if (op == "~") return machine_.text(a.str() + b.str());
-    for (const Value* side : {&a, &b}) {
-      if (side->is_undefined()) {
-        machine_.fail(fmt::format("\"{}\" is undefined", side->undefined_name()));
+  Value evaluate(const Node& node, const ScopePointer& scope) {
+    machine_.charge();
+    machine_.line = node.line;
+    const auto kid = [&](size_t i) { return evaluate(*node.kids[i], scope); };
+    switch (node.kind) {
+      case Kind::kLiteral:
+        return node.value;
+      case Kind::kCaptured:
+        return captured_;
+      case Kind::kName:
+        return name(node, scope);
+      case Kind::kList:
+      case Kind::kTuple:
+        return sequence(node, scope);
+      case Kind::kDict:
+        return mapping(node, scope);
+      case Kind::kAttribute:
+        return attribute(machine_, kid(0), node.text);
+      case Kind::kItem: {
+        const Value object = kid(0);
+        return item(machine_, object, kid(1));
       }
-    }
-    if (op == "+" && a.is_text() && b.is_text()) return machine_.text(a.as_text() + b.as_text());
-    if (op == "+" && a.is_list() && b.is_list() && a.is_tuple() == b.is_tuple()) {
-      List items = a.as_list();
-      items.insert(items.end(), b.as_list().begin(), b.as_list().end());
-      return machine_.list(std::move(items), a.is_tuple());
-    }
-    if (op == "*" && (a.is_list() || b.is_list()) && (a.is_whole() || b.is_whole())) {
-      const Value& unit = a.is_list() ? a : b;
-      const int64_t times = std::max<int64_t>(0, a.is_list() ? b.as_integer() : a.as_integer());
-      const int64_t size = static_cast<int64_t>(unit.as_list().size() * sizeof(Value));
-      if (size > 0 && times > machine_.options.max_bytes / size)
-        machine_.fail("a list is too long");
-      List items;
-      for (int64_t i = 0; size > 0 && i < times; ++i) {
-        items.insert(items.end(), unit.as_list().begin(), unit.as_list().end());
+      case Kind::kSlice:
+        return sliced(node, scope);
+      case Kind::kCall: {
+        const Value callee = kid(0);
+        return call(callee, arguments_of(node, 1, scope));
       }
-      return machine_.list(std::move(items), unit.is_tuple());
-    }
-    if (op == "*" && (a.is_text() || b.is_text()) && (a.is_whole() || b.is_whole())) {
-      const std::string& unit = a.is_text() ? a.as_text() : b.as_text();
-      const int64_t times = std::max<int64_t>(0, a.is_text() ? b.as_integer() : a.as_integer());
-      const int64_t size = static_cast<int64_t>(unit.size());
-      if (size > 0 && times > machine_.options.max_bytes / size) {
-        machine_.fail("the template makes too much text");
+      case Kind::kFilter:
+        return apply_filter(machine_, node.text, arguments_of(node, 0, scope));
+      case Kind::kTest:
+        return Value::boolean(apply_test(machine_, node.text, arguments_of(node, 0, scope)) !=
+                              node.negated);
+      case Kind::kTernary:
+        return ternary(node, scope);
+      case Kind::kUnary:
+        return unary(machine_, node.text, kid(0));
+      case Kind::kBinary: {
+        Value left = kid(0);
+        const bool logical = node.text == "and" || node.text == "or";
+        if (logical && left.truth() == (node.text == "or")) return left;
+        Value right = kid(1);
+        return logical ? right : binary(machine_, node.text, left, right);
       }
-      std::string out;
-      if (size > 0) {
-        machine_.charge(times * size);
-        for (int64_t i = 0; i < times; ++i) out += unit;
-      }
-      return machine_.text(std::move(out));
+      case Kind::kCompare:
+        return comparison(node, scope);
+      default:
+        machine_.fail("not an expression");
     }
-    if (!a.is_number() || !b.is_number()) {
-      machine_.fail(
-          fmt::format("{} is not defined for {} and {}", op, a.type_name(), b.type_name()));
-    }
-    return arithmetic(op, a, b);
   }
 
-  Value arithmetic(const std::string& op, const Value& a, const Value& b) {
-    const bool divides = op == "/" || op == "//" || op == "%";
-    if (divides && b.as_real() == 0) machine_.fail("division by zero");
-    if (a.is_whole() && b.is_whole() && op != "/") {
-      const int64_t x = a.as_integer(), y = b.as_integer();
-      int64_t result = 0;
-      bool overflow = false;
-      if (op == "+") overflow = __builtin_add_overflow(x, y, &result);
-      if (op == "-") overflow = __builtin_sub_overflow(x, y, &result);
-      if (op == "*") overflow = __builtin_mul_overflow(x, y, &result);
-      if (op == "//" || op == "%") {  // rounded down, as in Python
-        if (y == -1) {
-          overflow = op == "//" && __builtin_sub_overflow(int64_t{0}, x, &result);
-        } else {
-          const int64_t quotient = x / y - (x % y != 0 && (x % y < 0) != (y < 0));
-          result = op == "//" ? quotient : x - quotient * y;
-        }
-      }
-      if (op == "**") {
-        if (y < 0) return Value::real(std::pow(a.as_real(), b.as_real()));
-        // Powers of -1, 0 and 1 need no more factors than their parity tells.
-        const int64_t factors = x >= -1 && x <= 1 && y > 2 ? 2 + y % 2 : y;
-        result = 1;
-        for (int64_t i = 0; i < factors && !overflow; ++i) {
-          overflow = __builtin_mul_overflow(result, x, &result);
-        }
-      }
-      if (overflow) machine_.fail("a number is too large");
-      return Value::integer(result);
-    }
-    const double x = a.as_real(), y = b.as_real();
-    if (op == "+") return Value::real(x + y);
-    if (op == "-") return Value::real(x - y);
-    if (op == "*") return Value::real(x * y);
-    if (op == "/") return Value::real(x / y);
-    if (op == "//") return Value::real(std::floor(x / y));
-    if (op == "**") return Value::real(std::pow(x, y));
-    return Value::real(x - std::floor(x / y) * y);
-  }
+  // Under this name, which no template can write, a loop holds the function that runs it again.
+  static constexpr std::string_view kCallEntry = "()";
 
   Machine machine_;
   ScopePointer root_;
   std::vector<std::weak_ptr<Scope>> scopes_;
   std::vector<Value> namespaces_;
-  int loops_ = 0, calls_ = 0;
+  Value captured_;
+  int calls_ = 0;
 };
 
 }  // namespace

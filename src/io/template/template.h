@@ -1,11 +1,14 @@
-// Chat templates: the part of Jinja that chat templates of published models use, with the settings
-// of Hugging Face transformers (ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks).
-// Compared with Python's Jinja2 on the templates of tests/io/fixtures/templates.
+// Chat templates: Jinja as published models use it, with the settings of Hugging Face transformers
+// (ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, loop controls, {% generation %}, its
+// own tojson, raise_exception, strftime_now). Compared with Python's Jinja2 on the templates of
+// tests/io/fixtures/templates.
 //
-// Statements: for (with if, else, break, continue), if, set (also of a block and of namespace
-// attributes), macro, generation, raw, comments. Expressions: all of Jinja's operators, slices,
-// calls, filters, tests and the methods of strings, lists and mappings listed in methods.cc.
-// Anything else is an Error that names the construct and its line.
+// Statements: for (with if, else, recursive, break, continue), if, set (also of a block, with
+// filters, and of namespace attributes), macro, call, filter, with, generation, raw, comments.
+// Expressions: all of Jinja's; filters, tests, functions and the methods of strings, lists and
+// mappings are the tables of filters.cc, tests.cc, globals.cc and methods.cc. Integers have 64
+// bits. What needs other files (include, import, extends, block) or is not in the tables is an
+// Error that names the construct and its line.
 #pragma once
 
 #include <cstdint>

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <stdexcept>
 
@@ -48,6 +49,7 @@ std::string quoted(const std::string& text) {
 
 std::string repr_at(const Value& value, int depth) {
   if (depth > kMaxDepth) return "...";
+  if (value.is_markup()) return "Markup(" + quoted(value.as_text()) + ")";
   if (value.is_text()) return quoted(value.as_text());
   if (value.is_list()) {
     std::string out(1, value.is_tuple() ? '(' : '[');
@@ -66,7 +68,7 @@ std::string repr_at(const Value& value, int depth) {
     for (const auto& [key, item] : value.as_dict().entries) {
       if (!first) out += ", ";
       first = false;
-      out += quoted(key) + ": " + repr_at(item, depth + 1);
+      out += repr_at(key, depth + 1) + ": " + repr_at(item, depth + 1);
     }
     return out + (value.as_dict().is_namespace ? "}>" : "}");
   }
@@ -110,19 +112,29 @@ std::string json_string(const std::string& text, bool ensure_ascii) {
 
 const Value* Dict::find(std::string_view key) const {
   for (const auto& [name, value] : entries) {
-    if (name == key) return &value;
+    if (name.is_text() && name.as_text() == key) return &value;
   }
   return nullptr;
 }
 
-void Dict::set(std::string_view key, Value value) {
-  for (auto& [name, old] : entries) {
-    if (name == key) {
-      old = std::move(value);
-      return;
-    }
+const Value* Dict::find(const Value& key) const {
+  if (key.is_text()) return find(std::string_view(key.as_text()));
+  for (const auto& [name, value] : entries) {
+    if (name.equals(key)) return &value;
   }
-  entries.emplace_back(std::string(key), std::move(value));
+  return nullptr;
+}
+
+void Dict::set(const Value& key, Value value) {
+  if (const Value* old = find(key)) {
+    *const_cast<Value*>(old) = std::move(value);
+  } else {
+    entries.emplace_back(key, std::move(value));
+  }
+}
+
+void Dict::set(std::string_view key, Value value) {
+  set(Value::text(std::string(key)), std::move(value));
 }
 
 Value Value::from_json(const nlohmann::ordered_json& json) {
@@ -161,8 +173,8 @@ std::string Value::type_name() const {
   if (is_boolean()) return "bool";
   if (is_integer()) return "int";
   if (is_real()) return "float";
-  if (is_text()) return "str";
-  if (is_list()) return tuple_ ? "tuple" : "list";
+  if (is_text()) return flag_ ? "Markup" : "str";
+  if (is_list()) return flag_ ? "tuple" : "list";
   if (is_dict()) return as_dict().is_namespace ? "Namespace" : "dict";
   return "function";
 }
@@ -190,24 +202,35 @@ bool Value::same_object(const Value& other) const {
   return equal_at(*this, other, 0);
 }
 
+bool Value::is_hashable() const {
+  if (is_dict()) return as_dict().is_namespace;
+  if (!is_list()) return true;
+  return is_tuple() && std::all_of(as_list().begin(), as_list().end(),
+                                   [](const Value& v) { return v.is_hashable(); });
+}
+
 bool Value::equals(const Value& other) const { return equal_at(*this, other, 0); }
 
 std::string real_text(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  // Python writes an exponent below 1e-4 and from 1e16 on.
+  // The fewest digits that read back; Python writes an exponent below 1e-4 and from 1e16 on.
   const double size = std::abs(value);
-  if (size != 0 && (size < 1e-4 || size >= 1e16)) {
-    std::string text = fmt::format("{:e}", value);
-    for (int digits = 0; digits <= 16; ++digits) {  // the fewest digits that read back
-      text = fmt::format("{:.{}e}", value, digits);
-      if (std::stod(text) == value) break;
-    }
-    return text;
-  }
-  std::string text = fmt::format("{}", value);
-  if (text.find_first_of(".en") == std::string::npos) text += ".0";
+  const bool exponent = size != 0 && (size < 1e-4 || size >= 1e16);
+  char digits[400];
+  const auto end =
+      std::to_chars(digits, digits + sizeof(digits), value,
+                    exponent ? std::chars_format::scientific : std::chars_format::fixed);
+  std::string text(digits, end.ptr);
+  if (text.find_first_of(".e") == std::string::npos) text += ".0";
   return text;
+}
+
+// A key as json.dumps() writes it: texts, numbers, booleans and none become texts.
+static std::string json_key(const Value& key, const JsonStyle& style) {
+  if (key.is_text()) return json_string(key.as_text(), style.ensure_ascii);
+  if (!key.is_none() && !key.is_number()) throw std::invalid_argument(key.type_name());
+  return '"' + to_json(key, style) + '"';
 }
 
 std::string to_json(const Value& value, const JsonStyle& style, int depth) {
@@ -239,12 +262,17 @@ std::string to_json(const Value& value, const JsonStyle& style, int depth) {
   }
   auto entries = value.as_dict().entries;
   if (style.sort_keys) {
-    std::sort(entries.begin(), entries.end(),
-              [](const auto& a, const auto& b) { return a.first < b.first; });
+    const bool texts = std::all_of(entries.begin(), entries.end(),
+                                   [](const auto& entry) { return entry.first.is_text(); });
+    const bool numbers = std::all_of(entries.begin(), entries.end(),
+                                     [](const auto& entry) { return entry.first.is_number(); });
+    if (!texts && !numbers) throw std::invalid_argument("dict with keys that have no order");
+    std::sort(entries.begin(), entries.end(), [&](const auto& a, const auto& b) {
+      return texts ? a.first.as_text() < b.first.as_text() : a.first.as_real() < b.first.as_real();
+    });
   }
   for (const auto& [key, item] : entries) {
-    add(json_string(key, style.ensure_ascii) + style.key_separator +
-        to_json(item, style, depth + 1));
+    add(json_key(key, style) + style.key_separator + to_json(item, style, depth + 1));
   }
   return out.empty() ? "{}" : "{" + out + line(depth) + "}";
 }

@@ -16,12 +16,15 @@ namespace heed::jinja {
 class Value;
 using List = std::vector<Value>;
 
-// A mapping in insertion order; keys are strings.
+// A mapping in insertion order. Keys are what Python can hash: texts, numbers, none, tuples of
+// them; 1, 1.0 and true are one key.
 struct Dict {
-  std::vector<std::pair<std::string, Value>> entries;
+  std::vector<std::pair<Value, Value>> entries;
   bool is_namespace = false;  // namespace(): the only thing that templates may change
 
+  const Value* find(const Value& key) const;
   const Value* find(std::string_view key) const;
+  void set(const Value& key, Value value);
   void set(std::string_view key, Value value);
 };
 
@@ -47,9 +50,15 @@ class Value {
   static Value text(std::string s) {
     return Value(Data(std::make_shared<const std::string>(std::move(s))));
   }
+  // A text that is safe in HTML (Python's Markup): what plain text is joined to it is escaped.
+  static Value markup(std::string s) {
+    Value value = text(std::move(s));
+    value.flag_ = true;
+    return value;
+  }
   static Value list(List items, bool tuple = false) {
     Value value{Data(std::make_shared<const List>(std::move(items)))};
-    value.tuple_ = tuple;
+    value.flag_ = tuple;
     return value;
   }
   static Value dict(Dict entries) {
@@ -67,8 +76,9 @@ class Value {
   bool is_real() const { return std::holds_alternative<double>(data_); }
   bool is_number() const { return is_boolean() || is_integer() || is_real(); }
   bool is_text() const { return std::holds_alternative<TextPointer>(data_); }
+  bool is_markup() const { return is_text() && flag_; }
   bool is_list() const { return std::holds_alternative<ListPointer>(data_); }
-  bool is_tuple() const { return is_list() && tuple_; }
+  bool is_tuple() const { return is_list() && flag_; }
   bool is_dict() const { return std::holds_alternative<DictPointer>(data_); }
   bool is_function() const { return std::holds_alternative<FunctionPointer>(data_); }
 
@@ -93,6 +103,8 @@ class Value {
   bool same_object(const Value& other) const;  // Python's `is`
   // Equality as in Python; never an error.
   bool equals(const Value& other) const;
+  // May it be the key of a mapping?
+  bool is_hashable() const;
 
  private:
   using TextPointer = std::shared_ptr<const std::string>;
@@ -104,7 +116,7 @@ class Value {
   explicit Value(Data data) : data_(std::move(data)) {}
 
   Data data_;
-  bool tuple_ = false;
+  bool flag_ = false;  // of a list: a tuple; of a text: markup
 };
 
 // Python's float text: the shortest that reads back, with ".0" for whole numbers.
