@@ -91,6 +91,12 @@ std::vector<int64_t> chat_ids(const Tokenizer& tokenizer, const std::string& mod
   options.add_generation_prompt = true;
   options.bos_token = token_text(tokenizer, tokenizer.special().bos);
   options.eos_token = token_text(tokenizer, tokenizer.special().eos);
+  for (const auto& [name, id] :
+       {std::pair{"unk_token", tokenizer.special().unk}, {"pad_token", tokenizer.special().pad}}) {
+    if (const std::string token = token_text(tokenizer, id); !token.empty()) {
+      options.extra[name] = token;
+    }
+  }
   const std::string text = render_chat(source, messages, options);
   const auto ids = tokenizer.encode(text);
   return {ids.begin(), ids.end()};
@@ -116,7 +122,7 @@ Generation generate(const Decoder& model, const Tokenizer& tokenizer,
   const auto state = model.make_state(state_options);
   DecoderState* states[] = {state.get()};
   Sampler sampler(options.sampling);
-  StreamDecoder stream(tokenizer);
+  StreamDecoder stream(tokenizer, true, prompt);
   StopFilter filter(options.stop, on_text);
   std::vector<int64_t> seen = prompt;
 

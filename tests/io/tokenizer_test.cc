@@ -11,9 +11,10 @@
 
 #include "io/error.h"
 #include "io/tokenizer/bpe_trainer.h"
+#include "io/tokenizer/gguf_rules.h"
 #include "io/tokenizer/open.h"
-#include "io/tokenizer/regex.h"
 #include "io/tokenizer/unicode.h"
+#include "temp_folder.h"
 
 namespace {
 
@@ -304,12 +305,6 @@ TEST(Tokenizer, UnknownTypesAndBrokenFilesNameTheKey) {
   names(with("pre_tokenizer", json::parse(nested)), "deeply");
 }
 
-TEST(Tokenizer, HostileRegexEndsWithAnError) {
-  const heed::Regex regex("^(a|aa|aaa)+$", "here");
-  size_t start, end;
-  EXPECT_THROW(regex.find(std::string(5000, 'a') + '!', 0, start, end), heed::Error);
-}
-
 // Rules that double a text again and again end before the memory does.
 TEST(Tokenizer, RulesThatGrowWithoutBoundEndWithAnError) {
   const json grow = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aaaaaaaa"}};
@@ -344,15 +339,175 @@ TEST(Tokenizer, RulesThatGrowWithoutBoundEndWithAnError) {
   EXPECT_THROW(Tokenizer::from_tokenizer_json(file.dump(), "tokenizer.json"), heed::Error);
 }
 
-TEST(Tokenizer, PatternsOfOtherEnginesAreTranslated) {
-  EXPECT_EQ(heed::translate_pattern("\\x{41}[ab]{,3}\\u00e9", "t"), "\\x{41}[ab]{0,3}\\x{00e9}");
-  EXPECT_EQ(heed::translate_pattern("[]a]\\[", "t"), "[]a]\\[");
-  EXPECT_THROW(heed::translate_pattern("[a&&b]", "t"), heed::Error);
-  EXPECT_THROW(heed::translate_pattern("[a[b]]", "t"), heed::Error);
-  size_t start, end;
-  // U+180E is no blank in Unicode since version 6.3.
-  EXPECT_FALSE(heed::Regex("\\s", "t").find("\xE1\xA0\x8E", 0, start, end));
-  EXPECT_TRUE(heed::Regex("\\s", "t").find("\xC2\x85", 0, start, end));
+// Every name of tokenizer.ggml.pre that an error lists has a rule that compiles.
+TEST(Tokenizer, AllNamedGgufRulesCanBeMade) {
+  std::string known;
+  try {
+    heed::tok::gguf_rule("martian", "x.gguf");
+  } catch (const heed::Error& error) {
+    known = error.what();
+  }
+  const size_t list = known.find("known are: ");
+  ASSERT_NE(list, std::string::npos) << known;
+  std::istringstream names(known.substr(list + 11));
+  int count = 0;
+  for (std::string name; names >> name; ++count) {
+    const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(small_gguf(name), "small");
+    const std::string text = "Hello  wörld's 1234567 \r\n\n\t中文かな x² !?…。  end ";
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text) << name;
+  }
+  EXPECT_GT(count, 80);
+}
+
+// Pieces of a text under a rule, joined by "|".
+std::string pieces(const std::string& pre, const std::string& text) {
+  heed::tok::Pieces list;
+  list.list.push_back({text, true});
+  heed::tok::gguf_rule(pre, "x.gguf").pre_tokenizer->apply(list);
+  std::string out;
+  for (const auto& piece : list.list) out += (out.empty() ? "" : "|") + std::string(piece.text);
+  return out;
+}
+
+TEST(Tokenizer, GgufRulesCutAsTheModelsDo) {
+  EXPECT_EQ(pieces("llama-bpe", "I'M 12345 a  b\n\n c"), "I|'M| |123|45| a| | b|\n\n| c");
+  EXPECT_EQ(pieces("qwen2", "x 12 y"), "x| |1|2| y");
+  EXPECT_EQ(pieces("gpt-2", "I'M 12345  b"), "I|'|M| 12345| | b");
+  EXPECT_EQ(pieces("smollm", "a 12"), "a| |1|2");
+  EXPECT_EQ(pieces("default", "a, 1234=b"), "a|,| |123|4|=|b");
+  EXPECT_EQ(pieces("", "a, 1"), "a|,| |1");
+  EXPECT_EQ(pieces("falcon", "a`b 12345"), "a|`|b| |123|45");
+  EXPECT_EQ(pieces("deepseek-llm", "Hello, 你好 123\n é"), "Hello|,| |你好| |123|\n| é");
+  EXPECT_EQ(pieces("deepseek-coder", "a 12, b"), "a| |1|2|,| b");
+  EXPECT_EQ(pieces("deepseek-v3", "x.abc 1234 你好!"), "x|.abc| |123|4| |你好|!");
+  EXPECT_EQ(pieces("kimi-k2", "Hello你好World 1234"), "Hello|你好|World| |123|4");
+  EXPECT_EQ(pieces("superbpe", "by the way 1234567"), "by the way |1|234|567");
+  EXPECT_EQ(pieces("afmoe", "1234567 12"), "1|234|567| |12");
+  EXPECT_EQ(pieces("bloom", "Hi there, you."), "Hi| there|,| you|.");
+  EXPECT_EQ(pieces("viking", "a 12"), "a| |1|2");
+  EXPECT_EQ(pieces("tekken", "HelloWorld 12"), "Hello|World| |1|2");
+  EXPECT_EQ(pieces("gpt-4o", "HelloWorld's 1234"), "Hello|World's| |123|4");
+  EXPECT_EQ(pieces("seed-coder", "a 12?\n"), "a| |1|2|?|\n");
+  EXPECT_EQ(pieces("bailingmoe", "a\n\nb"), "a|\n\n|b");
+  EXPECT_EQ(pieces("chameleon", "a  b<sentinel:3>"), "a|  |b|<|sentinel|:|3|>");
+  EXPECT_EQ(pieces("jais-2", "a" + std::string(6, ' ') + "b"), "a|    | | b");
+}
+
+TEST(Tokenizer, GgufRulesThatBeginWithABeginToken) {
+  for (const char* name : {"llama-bpe", "llama3", "falcon3", "pixtral", "tekken", "chameleon"}) {
+    EXPECT_TRUE(heed::tok::gguf_rule_adds_bos(name)) << name;
+  }
+  for (const char* name :
+       {"", "default", "gpt-2", "qwen2", "smaug-bpe", "deepseek-llm", "martian"}) {
+    EXPECT_FALSE(heed::tok::gguf_rule_adds_bos(name)) << name;
+  }
+}
+
+TEST(Tokenizer, TokensThatEndATurnAreFoundByTheirTexts) {
+  const auto ends = [](const std::vector<std::string>& marks, const heed::SpecialTokens& special) {
+    heed::GgufVocab vocab = small_gguf("llama-bpe");
+    vocab.tokens.erase(vocab.tokens.begin(), vocab.tokens.begin() + 2);
+    vocab.tokens.insert(vocab.tokens.end(), marks.begin(), marks.end());
+    vocab.types.assign(vocab.tokens.size(), 1);
+    vocab.special = special;
+    heed::tok::find_end_tokens(vocab);
+    std::string out;
+    for (const int32_t id : vocab.special.stop) out += vocab.tokens[static_cast<size_t>(id)] + " ";
+    // All of them are control tokens: never text.
+    const Tokenizer tokenizer = Tokenizer::from_gguf_vocab(vocab, "x.gguf");
+    for (const int32_t id : vocab.special.stop) EXPECT_TRUE(tokenizer.is_special(id)) << out;
+    return out;
+  };
+  EXPECT_EQ(ends({"<|eot_id|>", "<|end_of_text|>", "<|start_header_id|>"}, {}),
+            "<|eot_id|> <|end_of_text|> ");
+  EXPECT_EQ(ends({"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eom_id|>"}, {}),
+            "<|im_end|> <|endoftext|> <|eom_id|> ");
+  EXPECT_EQ(ends({"<start_of_turn>", "<end_of_turn>", "<eos>"}, {}), "<end_of_turn> <eos> ");
+  EXPECT_EQ(ends({"<｜end▁of▁sentence｜>", "[EOT]", "[e~["}, {}),
+            "[EOT] <｜end▁of▁sentence｜> [e~[ ");
+  EXPECT_EQ(ends({"<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|fim_prefix|>"}, {}),
+            "<|fim_pad|> <|repo_name|> <|file_sep|> ");
+  // gpt-oss: <|end|> only ends a part of the answer; so does </s> beside Gemma 4's marks.
+  EXPECT_EQ(ends({"<|end|>", "<|return|>", "<|call|>"}, {}), "<|return|> <|call|> ");
+  EXPECT_EQ(ends({"<|end|>", "<|user|>"}, {}), "<|end|> ");
+  EXPECT_EQ(ends({"</s>", "<|tool_response>", "<turn|>"}, {}), "<turn|> <|tool_response> ");
+}
+
+TEST(Tokenizer, AddedTokensAreNumberedAsInTokenizers) {
+  const json model = {
+      {"type", "BPE"}, {"vocab", {{"a", 0}, {"<x>", 1}, {"zz", 2}}}, {"merges", json::array()}};
+  const auto tokenizer = [&](const json& added) {
+    return Tokenizer::from_tokenizer_json(json{{"model", model}, {"added_tokens", added}}.dump(),
+                                          "t.json");
+  };
+  // The vocabulary's id goes before the entry's, and 2 stays "zz".
+  const Tokenizer clash = tokenizer({{{"content", "<x>"}, {"id", 2}, {"special", true}}});
+  EXPECT_EQ(clash.encode("a<x>"), (Ids{0, 1}));
+  EXPECT_EQ(clash.decode(Ids{2}), "zz");
+  EXPECT_TRUE(clash.is_special(1));
+  EXPECT_FALSE(clash.is_special(2));
+  // What the vocabulary does not have comes behind it, without holes, in the order of the file.
+  const Tokenizer hole = tokenizer({{{"content", "<y>"}, {"id", 9}},
+                                    {{"content", "<z>"}, {"id", 7}},
+                                    {{"content", "<y>"}, {"id", 11}}});
+  EXPECT_EQ(hole.encode("<y><z>a"), (Ids{3, 4, 0}));
+  EXPECT_EQ(hole.vocab_size(), 5);
+}
+
+TEST(Tokenizer, AddedTokensOfAFolderWithASentencePieceModel) {
+  const heed::test::TempFolder folder;
+  const auto put = [&](const char* name, const std::string& text) {
+    std::ofstream(folder / name, std::ios::binary) << text;
+  };
+  put("tokenizer.model", read_text(kFolder + "sentencepiece_bpe.model"));
+  const int32_t size = heed::open_tokenizer(kFolder + "sentencepiece_bpe.model").vocab_size();
+  const json decoder = {
+      {"0", {{"content", "<unk>"}, {"special", true}}},
+      {std::to_string(size), {{"content", "<|im_end|>"}, {"special", true}, {"rstrip", true}}},
+      {std::to_string(size + 3), {{"content", "<tool>"}, {"special", false}}}};
+  put("tokenizer_config.json",
+      json{{"added_tokens_decoder", decoder}, {"eos_token", "<|im_end|>"}}.dump());
+  const Tokenizer tokenizer = heed::open_tokenizer(folder.path());
+  const Ids word = tokenizer.encode("word");
+  Ids wanted = word;
+  wanted.push_back(size);
+  wanted.push_back(size + 3);
+  EXPECT_EQ(tokenizer.encode("word<|im_end|>  <tool>"), wanted);
+  EXPECT_EQ(tokenizer.decode(wanted), "word<|im_end|><tool>");
+  EXPECT_EQ(tokenizer.decode(wanted, true), "word<tool>");
+  EXPECT_EQ(tokenizer.special().eos, size);
+  EXPECT_EQ(tokenizer.special().stop, (Ids{2, size}));
+
+  // The older way: added_tokens.json, and special_tokens_map.json for what is special.
+  put("tokenizer_config.json", "{}");
+  put("added_tokens.json", json{{"<tool>", size + 1}, {"<|im_end|>", size}}.dump());
+  put("special_tokens_map.json",
+      json{{"eos_token", {{"content", "<|im_end|>"}}}, {"additional_special_tokens", {"<tool>"}}}
+          .dump());
+  const Tokenizer older = heed::open_tokenizer(folder.path());
+  EXPECT_EQ(older.encode("<|im_end|><tool>"), (Ids{size, size + 1}));
+  EXPECT_TRUE(older.is_special(size + 1));
+  EXPECT_EQ(older.special().eos, size);
+
+  put("added_tokens.json", json{{"<tool>", 5}}.dump());
+  EXPECT_THROW(heed::open_tokenizer(folder.path()), heed::Error);
+}
+
+TEST(Tokenizer, BlanksOfAContinuationStay) {
+  for (const char* file :
+       {"sentencepiece_bpe.model", "bpe_llama2.json", "bpe_metaspace_first.json", "unigram.json"}) {
+    const Tokenizer tokenizer = heed::open_tokenizer(kFolder + file);
+    const Ids ids = tokenizer.encode("the best of a");
+    const std::string whole = tokenizer.decode(ids);
+    for (size_t cut = 0; cut <= ids.size(); ++cut) {
+      const std::vector<int64_t> before(ids.begin(), ids.begin() + static_cast<int64_t>(cut));
+      heed::StreamDecoder stream(tokenizer, true, before);
+      std::string text;
+      for (size_t i = cut; i < ids.size(); ++i) text += stream.push(ids[i]);
+      text += stream.finish();
+      EXPECT_EQ(tokenizer.decode(std::span(ids).first(cut)) + text, whole) << file << " " << cut;
+    }
+  }
 }
 
 TEST(BpeTrainer, LearnsWhatIsFrequentAndReadsBack) {

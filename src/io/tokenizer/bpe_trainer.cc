@@ -175,6 +175,48 @@ class PairIndex {
   std::priority_queue<Candidate> queue_;
 };
 
+// The text of a tokenizer.json.
+std::string tokenizer_text(const std::vector<std::string>& tokens, nlohmann::ordered_json added,
+                           nlohmann::ordered_json merges, bool digits_alone) {
+  nlohmann::ordered_json vocab = nlohmann::ordered_json::object();
+  // Through the underlying list: ordered_json looks for a key of the same name each time.
+  auto& entries = vocab.get_ref<nlohmann::ordered_json::object_t&>();
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    entries.std::vector<std::pair<const std::string, nlohmann::ordered_json>>::emplace_back(
+        tokens[id], id);
+  }
+  const nlohmann::ordered_json byte_level = {{"type", "ByteLevel"},
+                                             {"add_prefix_space", false},
+                                             {"trim_offsets", true},
+                                             {"use_regex", true}};
+  nlohmann::ordered_json pre_tokenizer = byte_level;
+  if (digits_alone) {
+    pre_tokenizer = {{"type", "Sequence"}};
+    pre_tokenizer["pretokenizers"] = nlohmann::ordered_json::array(
+        {{{"type", "Digits"}, {"individual_digits", true}}, byte_level});
+  }
+  nlohmann::ordered_json root;
+  root["version"] = "1.0";
+  root["truncation"] = nullptr;
+  root["padding"] = nullptr;
+  root["added_tokens"] = std::move(added);
+  root["normalizer"] = nullptr;
+  root["pre_tokenizer"] = std::move(pre_tokenizer);
+  root["post_processor"] = nullptr;
+  root["decoder"] = byte_level;
+  root["model"] = {{"type", "BPE"},
+                   {"dropout", nullptr},
+                   {"unk_token", nullptr},
+                   {"continuing_subword_prefix", nullptr},
+                   {"end_of_word_suffix", nullptr},
+                   {"fuse_unk", false},
+                   {"byte_fallback", false},
+                   {"ignore_merges", false}};
+  root["model"]["vocab"] = std::move(vocab);
+  root["model"]["merges"] = std::move(merges);
+  return root.dump(2) + "\n";
+}
+
 }  // namespace
 
 std::string train_byte_bpe(const std::function<bool(std::string&)>& next,
@@ -224,43 +266,7 @@ std::string train_byte_bpe(const std::function<bool(std::string&)>& next,
   }
   progress.end();
 
-  nlohmann::ordered_json vocab = nlohmann::ordered_json::object();
-  // Through the underlying list: ordered_json looks for a key of the same name each time.
-  auto& entries = vocab.get_ref<nlohmann::ordered_json::object_t&>();
-  for (size_t id = 0; id < tokens.size(); ++id) {
-    entries.std::vector<std::pair<const std::string, nlohmann::ordered_json>>::emplace_back(
-        tokens[id], id);
-  }
-  const nlohmann::ordered_json byte_level = {{"type", "ByteLevel"},
-                                             {"add_prefix_space", false},
-                                             {"trim_offsets", true},
-                                             {"use_regex", true}};
-  nlohmann::ordered_json pre_tokenizer = byte_level;
-  if (options.digits_alone) {
-    pre_tokenizer = {{"type", "Sequence"}};
-    pre_tokenizer["pretokenizers"] = nlohmann::ordered_json::array(
-        {{{"type", "Digits"}, {"individual_digits", true}}, byte_level});
-  }
-  nlohmann::ordered_json root;
-  root["version"] = "1.0";
-  root["truncation"] = nullptr;
-  root["padding"] = nullptr;
-  root["added_tokens"] = std::move(added);
-  root["normalizer"] = nullptr;
-  root["pre_tokenizer"] = std::move(pre_tokenizer);
-  root["post_processor"] = nullptr;
-  root["decoder"] = byte_level;
-  root["model"] = {{"type", "BPE"},
-                   {"dropout", nullptr},
-                   {"unk_token", nullptr},
-                   {"continuing_subword_prefix", nullptr},
-                   {"end_of_word_suffix", nullptr},
-                   {"fuse_unk", false},
-                   {"byte_fallback", false},
-                   {"ignore_merges", false}};
-  root["model"]["vocab"] = std::move(vocab);
-  root["model"]["merges"] = std::move(merges);
-  return root.dump(2) + "\n";
+  return tokenizer_text(tokens, std::move(added), std::move(merges), options.digits_alone);
 }
 
 }  // namespace heed

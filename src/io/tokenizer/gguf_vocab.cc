@@ -1,12 +1,12 @@
-// Tokenizers from the metadata of GGUF files and from llama2.c files. What GGUF only names, the
-// rule by which text is cut before merging, follows llama.cpp (src/llama-vocab.cpp) and the
-// tokenizer.json of the models that the rules are named after.
+// Tokenizers from the metadata of GGUF files and from llama2.c files. What GGUF only names is in
+// gguf_rules.h.
 #include <cmath>
 #include <utility>
 
 #include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/bpe.h"
+#include "io/tokenizer/gguf_rules.h"
 #include "io/tokenizer/tokenizer.h"
 #include "io/tokenizer/tokenizer_parts.h"
 
@@ -22,41 +22,6 @@ enum TokenType {
   kUnused = 5,
   kByte = 6
 };
-
-constexpr std::string_view kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kTekkenPattern =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
-std::shared_ptr<const tok::PreTokenizer> splitting_rule(const std::string& pre,
-                                                        const std::string& file,
-                                                        bool& ignore_merges) {
-  ignore_merges = false;
-  if (pre.empty() || pre == "default" || pre == "gpt-2" || pre == "gpt2" || pre == "phi-2" ||
-      pre == "jina-es" || pre == "jina-de") {
-    return tok::split_isolated(tok::kGpt2Pattern);
-  }
-  if (pre == "smollm" || pre == "starcoder" || pre == "refact" || pre == "codeshell" ||
-      pre == "command-r") {
-    return tok::sequence_of({tok::single_digits(), tok::split_isolated(tok::kGpt2Pattern)});
-  }
-  if (pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3") {
-    ignore_merges = true;
-    return tok::split_isolated(kLlama3Pattern);
-  }
-  if (pre == "qwen2" || pre == "deepseek-r1-qwen") return tok::split_isolated(kQwen2Pattern);
-  if (pre == "tekken") {
-    ignore_merges = true;
-    return tok::split_isolated(kTekkenPattern);
-  }
-  throw Error(
-      "{}: tokenizer.ggml.pre is \"{}\", a splitting rule that Heed does not know; it knows "
-      "default, "
-      "gpt-2, smollm, starcoder, llama-bpe, qwen2 and tekken. Use a folder with a tokenizer.json",
-      file, printable(pre));
-}
 
 // A blank stands in a piece as U+2581; what is added at the front of every stretch of text.
 class Escape : public tok::Normalizer {
@@ -137,6 +102,7 @@ Tokenizer Tokenizer::from_gguf_vocab(const GgufVocab& vocab, const std::string& 
   check_sizes(vocab, file);
   auto parts = std::make_shared<Parts>();
   parts->file = file;
+  parts->model_tokens = vocab.tokens.size();
   parts->special = vocab.special;
   const auto type_of = [&](size_t id) { return vocab.types.empty() ? kNormal : vocab.types[id]; };
   for (size_t i = vocab.tokens.size(); i-- > 0;) {  // of two equal ones the first stays
@@ -159,7 +125,9 @@ Tokenizer Tokenizer::from_gguf_vocab(const GgufVocab& vocab, const std::string& 
   tok::BpeOptions options;
   if (vocab.model == "gpt2") {
     options.raw_bytes = true;
-    parts->pre_tokenizer = splitting_rule(vocab.pre, file, options.ignore_merges);
+    tok::GgufRule rule = tok::gguf_rule(vocab.pre, file);
+    options.ignore_merges = rule.ignore_merges;
+    parts->pre_tokenizer = std::move(rule.pre_tokenizer);
     std::vector<std::pair<std::string, std::string>> merges;
     merges.reserve(vocab.merges.size());
     for (const std::string& merge : vocab.merges) {

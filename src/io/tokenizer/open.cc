@@ -1,12 +1,18 @@
 #include "io/tokenizer/open.h"
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
+#include <map>
+#include <set>
 
+#include "io/describe.h"
 #include "io/error.h"
 #include "io/json.h"
 #include "io/llama2c.h"
 #include "io/mapped_file.h"
+#include "io/tokenizer/added_tokens.h"
+#include "io/tokenizer/gguf_rules.h"
 
 namespace heed {
 
@@ -57,19 +63,92 @@ void read_stop_ids(const fs::path& path, const Tokenizer& tokenizer, SpecialToke
   }
 }
 
-Tokenizer with_folder_facts(const Tokenizer& tokenizer, const fs::path& folder) {
-  SpecialTokens special = tokenizer.special();
-  const fs::path path = folder / "tokenizer_config.json";
-  if (fs::exists(path)) {
-    const std::string file = path.string();
-    const Json config = read_json(file);
-    special.bos = named_token(config, "bos_token", tokenizer, file, special.bos);
-    special.eos = named_token(config, "eos_token", tokenizer, file, special.eos);
-    special.unk = named_token(config, "unk_token", tokenizer, file, special.unk);
-    special.pad = named_token(config, "pad_token", tokenizer, file, special.pad);
-    special.add_bos = get_bool(config, "add_bos_token", file, special.add_bos);
-    special.add_eos = get_bool(config, "add_eos_token", file, special.add_eos);
+// The names under which a folder's files give single special tokens, and lists of them.
+void read_special_tokens(const fs::path& path, const Tokenizer& tokenizer, SpecialTokens& special) {
+  if (!fs::exists(path)) return;
+  const std::string file = path.string();
+  const Json config = read_json(file);
+  special.bos = named_token(config, "bos_token", tokenizer, file, special.bos);
+  special.eos = named_token(config, "eos_token", tokenizer, file, special.eos);
+  special.unk = named_token(config, "unk_token", tokenizer, file, special.unk);
+  special.pad = named_token(config, "pad_token", tokenizer, file, special.pad);
+  special.add_bos = get_bool(config, "add_bos_token", file, special.add_bos);
+  special.add_eos = get_bool(config, "add_eos_token", file, special.add_eos);
+}
+
+// Texts of the special tokens that special_tokens_map.json or tokenizer_config.json name.
+void collect_special_texts(const fs::path& path, std::set<std::string>& texts) {
+  if (!fs::exists(path)) return;
+  const Json config = read_json(path.string());
+  const auto take = [&](const Json& value) {
+    const Json* text = value.is_object() ? find_field(value, "content", path.string()) : &value;
+    if (text && text->is_string()) texts.insert(text->get<std::string>());
+  };
+  for (const auto& [key, value] : config.items()) {
+    if (key.ends_with("_token")) take(value);
+    if (key != "additional_special_tokens" && key != "extra_special_tokens") continue;
+    if (!value.is_array() && !value.is_object()) continue;
+    for (const Json& entry : value) take(entry);
   }
+}
+
+// added_tokens_decoder of tokenizer_config.json, else added_tokens.json, in the order of ids.
+std::vector<tok::AddedToken> read_added_tokens(const fs::path& folder) {
+  std::map<int64_t, tok::AddedToken> found;
+  const auto add = [&](int64_t id, tok::AddedToken token, const std::string& where) {
+    if (id < 0 || id >= tok::kMaxVocab) throw Error("{}: {} is no id of a token", where, id);
+    token.id = static_cast<int32_t>(id);
+    found.emplace(id, std::move(token));
+  };
+  const fs::path config_path = folder / "tokenizer_config.json";
+  std::set<std::string> special{};
+  collect_special_texts(folder / "special_tokens_map.json", special);
+  collect_special_texts(config_path, special);
+  if (fs::exists(config_path)) {
+    const std::string file = config_path.string();
+    const Json config = read_json(file);
+    if (const Json* decoder = find_field(config, "added_tokens_decoder", file)) {
+      if (!decoder->is_object()) throw Error("{}: added_tokens_decoder: expected an object", file);
+      for (const auto& [key, entry] : decoder->items()) {
+        const std::string where = file + ": added_tokens_decoder." + printable(key);
+        int64_t id = -1;
+        std::from_chars(key.data(), key.data() + key.size(), id);
+        tok::AddedToken token;
+        token.content = get_string(entry, "content", where);
+        token.special = get_bool(entry, "special", where, special.contains(token.content));
+        token.single_word = get_bool(entry, "single_word", where, false);
+        token.lstrip = get_bool(entry, "lstrip", where, false);
+        token.rstrip = get_bool(entry, "rstrip", where, false);
+        token.normalized = get_bool(entry, "normalized", where, !token.special);
+        add(id, std::move(token), where);
+      }
+    }
+  }
+  const fs::path path = folder / "added_tokens.json";
+  if (found.empty() && fs::exists(path)) {
+    const Json tokens = read_json(path.string());
+    if (!tokens.is_object()) throw Error("{}: expected an object of tokens and ids", path.string());
+    for (const auto& [content, id] : tokens.items()) {
+      tok::AddedToken token;
+      token.content = content;
+      token.special = special.contains(content);
+      token.normalized = !token.special;
+      add(as_int(id, printable(content), path.string()), std::move(token), path.string());
+    }
+  }
+  std::vector<tok::AddedToken> out;
+  out.reserve(found.size());
+  for (auto& [id, token] : found) out.push_back(std::move(token));
+  return out;
+}
+
+// `ids_count`: the ids of the folder's added tokens hold, as they do beside a SentencePiece model.
+Tokenizer with_folder_facts(const Tokenizer& plain, const fs::path& folder, bool ids_count) {
+  const std::vector<tok::AddedToken> added = read_added_tokens(folder);
+  const Tokenizer tokenizer = added.empty() ? plain : plain.with_added(added, ids_count);
+  SpecialTokens special = tokenizer.special();
+  read_special_tokens(folder / "special_tokens_map.json", tokenizer, special);
+  read_special_tokens(folder / "tokenizer_config.json", tokenizer, special);
   if (special.eos >= 0) add_stop(special, special.eos, tokenizer);
   read_stop_ids(folder / "generation_config.json", tokenizer, special);
   read_stop_ids(folder / "config.json", tokenizer, special);
@@ -103,19 +182,28 @@ GgufVocab read_gguf_vocab(const GgufFile& gguf) {
     return value >= 0 && value < static_cast<int64_t>(tokens.size()) ? static_cast<int32_t>(value)
                                                                      : -1;
   };
-  const bool llama = vocab.model == "llama";
+  const bool llama = vocab.model == "llama";  // whose files may leave out what is always the same
   SpecialTokens& special = vocab.special;
-  special.bos = id("bos");
-  special.eos = id("eos");
-  special.unk = id("unknown");
+  const auto id_or = [&](const char* name, int32_t usual) {
+    const int32_t found = id(name);
+    return found >= 0 || !llama || usual >= static_cast<int32_t>(tokens.size()) ? found : usual;
+  };
+  special.bos = id_or("bos", 1);
+  special.eos = id_or("eos", 2);
+  special.unk = id_or("unknown", 0);
   special.pad = id("padding");
-  special.add_bos = gguf.boolean("tokenizer.ggml.add_bos_token", llama);
+  special.add_bos =
+      gguf.boolean("tokenizer.ggml.add_bos_token", llama || tok::gguf_rule_adds_bos(vocab.pre));
   special.add_eos = gguf.boolean("tokenizer.ggml.add_eos_token", false);
   for (const int32_t stop : {special.eos, id("eot"), id("eom")}) {
     if (stop >= 0 && std::count(special.stop.begin(), special.stop.end(), stop) == 0) {
       special.stop.push_back(stop);
     }
   }
+  vocab.fill_pad = id("fim_pad");
+  vocab.fill_repository = id("fim_rep");
+  vocab.fill_file = id("fim_sep");
+  tok::find_end_tokens(vocab);
   return vocab;
 }
 
@@ -128,10 +216,11 @@ Tokenizer open_tokenizer(const std::string& path) {
   if (fs::is_directory(p)) {
     if (fs::exists(p / "tokenizer.json")) {
       const std::string file = (p / "tokenizer.json").string();
-      return with_folder_facts(Tokenizer::from_tokenizer_json(read_text(file), file), p);
+      return with_folder_facts(Tokenizer::from_tokenizer_json(read_text(file), file), p, false);
     }
     if (fs::exists(p / "tokenizer.model")) {
-      return with_folder_facts(Tokenizer::from_sentencepiece((p / "tokenizer.model").string()), p);
+      return with_folder_facts(Tokenizer::from_sentencepiece((p / "tokenizer.model").string()), p,
+                               true);
     }
     throw Error("{}: holds neither tokenizer.json nor tokenizer.model", path);
   }
@@ -152,8 +241,11 @@ std::string read_chat_template(const std::string& path) {
   if (is_gguf(p)) return open_gguf(path).string("tokenizer.chat_template", "");
   if (!fs::is_directory(p)) return "";
   if (fs::exists(p / "chat_template.jinja")) return read_text(p / "chat_template.jinja");
-  if (!fs::exists(p / "tokenizer_config.json")) return "";
-  const std::string file = (p / "tokenizer_config.json").string();
+  // The file of processors, which goes before that of tokenizers.
+  const char* name =
+      fs::exists(p / "chat_template.json") ? "chat_template.json" : "tokenizer_config.json";
+  if (!fs::exists(p / name)) return "";
+  const std::string file = (p / name).string();
   const Json config = read_json(file);
   const Json* value = find_field(config, "chat_template", file);
   if (!value) return "";

@@ -18,8 +18,9 @@ Tokenizer open_tokenizer(const std::string& path);
 GgufVocab read_gguf_vocab(const GgufFile& gguf);
 Tokenizer tokenizer_from_gguf(const GgufFile& gguf);
 
-// The chat template: chat_template.jinja or tokenizer_config.json of a folder (of several the one
-// named "default"), tokenizer.chat_template of a GGUF. Empty where there is none.
+// The chat template: chat_template.jinja, chat_template.json or tokenizer_config.json of a folder
+// (of several the one named "default"), tokenizer.chat_template of a GGUF. Empty where there is
+// none.
 std::string read_chat_template(const std::string& path);
 
 }  // namespace heed

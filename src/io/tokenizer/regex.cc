@@ -5,18 +5,11 @@
 
 #include "io/describe.h"
 #include "io/error.h"
+#include "io/tokenizer/regex_translate.h"
 
 namespace heed {
 
 namespace {
-
-// White_Space, and the word characters of Unicode technical standard 18, as the inside of a class.
-constexpr const char* kSpace =
-    "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{"
-    "3000}";
-constexpr const char* kWord =
-    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"
-    "\\x{1f170}-\\x{1f189}";
 
 // What one thread needs to match: room for one match, a stack for the compiled code, limits.
 struct MatchScratch {
@@ -39,93 +32,29 @@ struct MatchScratch {
   MatchScratch& operator=(const MatchScratch&) = delete;
 };
 
-bool is_hex(std::string_view text) {
-  for (const char c : text) {
-    if (!((c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'f'))) return false;
-  }
-  return true;
-}
-
 }  // namespace
-
-std::string translate_pattern(std::string_view p, const std::string& where) {
-  std::string out;
-  bool in_class = false;
-  size_t class_start = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    const char c = p[i];
-    if (c == '\\' && i + 1 < p.size()) {
-      const char e = p[++i];
-      const bool space = e == 's' || e == 'S', word = e == 'w' || e == 'W';
-      if (space || word) {
-        const char* set = space ? kSpace : kWord;
-        const bool negated = e == 'S' || e == 'W';
-        if (!in_class) {
-          out += fmt::format("[{}{}]", negated ? "^" : "", set);
-        } else if (!negated) {
-          out += set;
-        } else {
-          out += {'\\', e};  // a class cannot hold a negated list: PCRE2's own, nearly the same
-        }
-      } else if (e == 'u' && i + 4 < p.size() && is_hex(p.substr(i + 1, 4))) {
-        out += fmt::format("\\x{{{}}}", p.substr(i + 1, 4));
-        i += 4;
-      } else if (e == 'h' || e == 'H') {  // a hexadecimal digit in Oniguruma, a blank in PCRE2
-        if (in_class && e == 'H') throw Error("{}: \\H inside a class is not supported", where);
-        out += in_class ? "0-9A-Fa-f" : e == 'h' ? "[0-9A-Fa-f]" : "[^0-9A-Fa-f]";
-      } else {
-        out += {'\\', e};
-      }
-      continue;
-    }
-    if (in_class) {
-      if (c == '[' && i + 1 < p.size() && p[i + 1] == ':') {
-        const size_t close = p.find(":]", i + 2);
-        if (close != std::string_view::npos) {
-          out += p.substr(i, close + 2 - i);
-          i = close + 1;
-          continue;
-        }
-      }
-      if (c == '[') {
-        throw Error("{}: nested classes in a regular expression are not supported: {}", where,
-                    printable(p));
-      }
-      if (c == '&' && i + 1 < p.size() && p[i + 1] == '&') {
-        throw Error("{}: && in a regular expression is not supported: {}", where, printable(p));
-      }
-      if (c == ']' && i > class_start) in_class = false;
-      out += c;
-      continue;
-    }
-    if (c == '[') {
-      in_class = true;
-      out += c;
-      if (i + 1 < p.size() && p[i + 1] == '^') out += p[++i];
-      class_start = i + 1;  // a bracket right here is an ordinary character
-      continue;
-    }
-    if (c == '{' && i + 1 < p.size() && p[i + 1] == ',') {
-      out += "{0";
-      continue;
-    }
-    out += c;
-  }
-  return out;
-}
 
 Regex::Regex(std::string_view pattern, const std::string& where) : where_(where) {
   const std::string translated = translate_pattern(pattern, where);
   int error = 0;
   PCRE2_SIZE offset = 0;
+  const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
+      pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
+  if (!context) throw std::bad_alloc();
+  pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);  // whatever the library was built with
+  // PCRE2 10.42 counts a letter that a lookahead saw and the same letter behind it as two, and so
+  // misses matches of (?=a).*a: no such shortcut where there is a lookahead.
+  const uint32_t careful =
+      translated.find("(?=") != std::string::npos ? PCRE2_NO_START_OPTIMIZE : 0;
   pcre2_code* code = pcre2_compile(
       reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
+      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_DUPNAMES | PCRE2_NEVER_BACKSLASH_C | careful,
+      &error, &offset, context.get());
   if (!code) {
     PCRE2_UCHAR message[256];
     pcre2_get_error_message(error, message, sizeof(message));
-    throw Error("{}: the regular expression {} cannot be read: {} (near character {})", where,
-                printable(pattern), reinterpret_cast<const char*>(message), offset);
+    throw Error("{}: the regular expression {} cannot be read: {}", where, printable(pattern),
+                reinterpret_cast<const char*>(message));
   }
   code_ =
       std::shared_ptr<void>(code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); });

@@ -9,10 +9,8 @@ namespace heed {
 
 // One compiled pattern; immutable, may be used by many threads at once.
 //
-// Tokenizer files are written for Oniguruma or Rust's regex; the differences that real tokenizers
-// use are translated: \s, \w and their negations mean the Unicode properties, {,n} counts from
-// zero, \uXXXX is a code point, ^ and $ match at lines. Set operations inside classes (&&, nested
-// brackets) are an error that names them.
+// Tokenizer files are written for Oniguruma; regex_translate.h says what is translated and what is
+// refused.
 class Regex {
  public:
   // `where` names the file and key for messages.
@@ -26,8 +24,5 @@ class Regex {
   std::shared_ptr<void> code_;
   std::string where_;
 };
-
-// The pattern in PCRE2's syntax.
-std::string translate_pattern(std::string_view pattern, const std::string& where);
 
 }  // namespace heed

@@ -49,7 +49,8 @@ class LibraryDecoder : public tok::Decoder {
       if (processor_->IsByte(id)) {
         token.assign(1, static_cast<char>(std::stoi(token.substr(3, 2), nullptr, 16)));
       } else if (processor_->IsUnknown(id)) {
-        token = " \xE2\x81\x87 ";
+        // Any other text that the library does not know is an added token's.
+        if (token == processor_->IdToPiece(id)) token = " \xE2\x81\x87 ";
       } else {
         std::string text;
         for (size_t at = 0; at < token.size();) {
@@ -85,9 +86,9 @@ Tokenizer Tokenizer::from_sentencepiece(const std::string& path) {
     parts->set_token(id, piece);
     parts->token_to_id.emplace(piece, id);
     if (!processor->IsControl(id)) continue;
-    parts->is_special[id] = true;
-    parts->added.add(piece, {.content = piece, .id = id, .special = true});
+    parts->add({.content = piece, .id = id, .special = true});
   }
+  parts->model_tokens = parts->id_to_token.size();
   parts->special.bos = processor->bos_id();
   parts->special.eos = processor->eos_id();
   parts->special.unk = processor->unk_id();

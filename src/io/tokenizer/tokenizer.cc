@@ -1,11 +1,17 @@
 #include "io/tokenizer/tokenizer.h"
 
+#include <algorithm>
+
 #include "io/describe.h"
 #include "io/error.h"
 #include "io/tokenizer/tokenizer_parts.h"
 #include "io/tokenizer/unicode.h"
 
 namespace heed {
+
+namespace {
+constexpr size_t kKeep = 8;  // tokens in front of a StreamDecoder's new ones
+}
 
 void Tokenizer::Parts::set_token(int64_t id, const std::string& token) {
   if (id < 0 || id >= tok::kMaxVocab) {
@@ -17,6 +23,26 @@ void Tokenizer::Parts::set_token(int64_t id, const std::string& token) {
     is_special.resize(id + 1);
   }
   id_to_token[id] = token;
+}
+
+void Tokenizer::Parts::add(const tok::AddedToken& token) {
+  if (token.content.empty() || !added_names.insert(token.content).second) return;
+  set_token(token.id, token.content);
+  token_to_id.insert_or_assign(token.content, token.id);
+  last_added = std::max(last_added, token.id);
+  if (token.special) is_special[token.id] = true;
+  if (token.normalized) {
+    added_normalized.add(normalizer ? normalizer->apply(token.content) : token.content, token);
+  } else {
+    added.add(token.content, token);
+  }
+}
+
+int32_t Tokenizer::Parts::id_for_added(const std::string& content) const {
+  const auto found = token_to_id.find(content);
+  if (found != token_to_id.end()) return found->second;
+  const int32_t behind_model = static_cast<int32_t>(model_tokens);
+  return last_added >= behind_model ? last_added + 1 : behind_model;
 }
 
 Tokenizer::Tokenizer(std::shared_ptr<const Parts> parts)
@@ -118,11 +144,39 @@ Tokenizer Tokenizer::with_special(SpecialTokens special) const {
   return copy;
 }
 
-StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special)
-    : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
+Tokenizer Tokenizer::with_added(const std::vector<tok::AddedToken>& tokens, bool ids_count) const {
+  auto parts = std::make_shared<Parts>(*parts_);
+  for (tok::AddedToken token : tokens) {
+    if (!ids_count) token.id = parts->id_for_added(token.content);
+    const bool taken =
+        ids_count && token.id >= 0 && static_cast<size_t>(token.id) < parts->id_to_token.size() &&
+        !parts->id_to_token[token.id].empty() && parts->id_to_token[token.id] != token.content;
+    if (taken) {
+      throw Error("{}: the added token \"{}\" has the id {}, which \"{}\" has already", parts->file,
+                  printable(token.content), token.id, printable(parts->id_to_token[token.id]));
+    }
+    parts->add(token);
+  }
+  Tokenizer out(std::move(parts));
+  out.special_ = special_;
+  return out;
+}
+
+StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special,
+                             std::span<const int64_t> before)
+    : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {
+  // The last ordinary tokens of the prompt stay in front of the window.
+  for (size_t i = before.size(); i-- > 0 && window_.size() < kKeep;) {
+    if (before[i] < 0 || before[i] >= tokenizer_.vocab_size()) continue;
+    const int32_t id = static_cast<int32_t>(before[i]);
+    if (!tokenizer_.is_special(id)) window_.insert(window_.begin(), id);
+  }
+  const std::string bytes = tokenizer_.decode_bytes(window_, skip_special_);
+  emitted_ = bytes.size() - unicode::incomplete_tail(bytes);
+}
 
 std::string StreamDecoder::push(int32_t id) {
-  constexpr size_t kKeep = 8, kMost = 64;
+  constexpr size_t kMost = 64;
   window_.push_back(id);
   const std::string bytes = tokenizer_.decode_bytes(window_, skip_special_);
   const size_t sure = bytes.size() - unicode::incomplete_tail(bytes);

@@ -30,7 +30,13 @@ struct GgufVocab {
   std::vector<std::string> merges;  // model `gpt2`: "left right", in rank order
   bool add_space_prefix = true;     // model `llama`
   SpecialTokens special;
+  // Tokens that fill the middle of code (tokenizer.ggml.fim_{pad,rep,sep}_token_id); -1: none.
+  int32_t fill_pad = -1, fill_repository = -1, fill_file = -1;
 };
+
+namespace tok {
+struct AddedToken;  // added_tokens.h
+}
 
 // Immutable, cheap to copy, safe to use from many threads at once.
 class Tokenizer {
@@ -63,6 +69,10 @@ class Tokenizer {
 
   const SpecialTokens& special() const;
   Tokenizer with_special(SpecialTokens special) const;
+  // The same with more tokens that are found in a text before anything else. Those that are known
+  // as such stay as they are. `ids_count`: each gets the id that it names (Error where another
+  // token has it); else the one that Hugging Face `tokenizers` would give it.
+  Tokenizer with_added(const std::vector<tok::AddedToken>& tokens, bool ids_count) const;
 
   struct Parts;  // tokenizer_parts.h; for the readers of formats
   explicit Tokenizer(std::shared_ptr<const Parts> parts);
@@ -74,10 +84,12 @@ class Tokenizer {
 
 // Text of tokens as they are generated: push() returns what is certain so far and holds back the
 // bytes of a character that later tokens may complete. The parts joined with finish() are
-// decode(all ids).
+// decode(all ids); behind a prompt, `before`, what those ids add to the prompt's text (a decoder
+// that drops the blank at the front of a text keeps it there).
 class StreamDecoder {
  public:
-  explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = true);
+  explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = true,
+                         std::span<const int64_t> before = {});
   std::string push(int32_t id);
   std::string finish();
 

@@ -97,6 +97,7 @@ std::shared_ptr<const tok::Model> read_unigram(const Json& model, Tokenizer::Par
     parts.set_token(id, pieces.back().first);
     parts.token_to_id.insert_or_assign(pieces.back().first, id);
   }
+  parts.model_tokens = pieces.size();
   const int64_t unk = get_int(model, "unk_id", where, -1);
   if (unk < -1 || unk >= static_cast<int64_t>(pieces.size())) {
     throw Error("{}.unk_id: {} is outside the vocabulary of {}", where, unk, pieces.size());
@@ -137,9 +138,12 @@ void read_model(const Json& model, bool raw_bytes, Tokenizer::Parts& parts) {
         vocab, unk, get_string(model, "continuing_subword_prefix", where, "##"),
         static_cast<size_t>(std::clamp<int64_t>(longest, 0, 10'000)));
   }
+  parts.model_tokens = vocab.size();
   parts.token_to_id = std::move(vocab);
 }
 
+// As in `tokenizers`, a token that the vocabulary has keeps the vocabulary's id, and any other gets
+// the next free one, whatever id the entry names (published files name the same).
 void read_added_tokens(const Json& root, Tokenizer::Parts& parts) {
   const Json* list = find_field(root, "added_tokens", parts.file);
   if (!list) return;
@@ -150,22 +154,14 @@ void read_added_tokens(const Json& root, Tokenizer::Parts& parts) {
     const std::string where = fmt::format("{}: added_tokens[{}]", parts.file, i);
     tok::AddedToken token;
     token.content = get_string(entry, "content", where);
-    token.id = as_id(get_field(entry, "id", where), "id", where, tokens);
+    as_id(get_field(entry, "id", where), "id", where, tokens);  // must be one, but see below
     token.special = get_bool(entry, "special", where, false);
     token.single_word = get_bool(entry, "single_word", where, false);
     token.lstrip = get_bool(entry, "lstrip", where, false);
     token.rstrip = get_bool(entry, "rstrip", where, false);
     token.normalized = get_bool(entry, "normalized", where, !token.special);
-    if (token.content.empty()) continue;
-    parts.set_token(token.id, token.content);
-    parts.token_to_id.insert_or_assign(token.content, token.id);
-    if (token.special) parts.is_special[token.id] = true;
-    if (token.normalized) {
-      parts.added_normalized.add(
-          parts.normalizer ? parts.normalizer->apply(token.content) : token.content, token);
-    } else {
-      parts.added.add(token.content, token);
-    }
+    token.id = parts.id_for_added(token.content);
+    parts.add(token);
   }
 }
 
