@@ -31,6 +31,15 @@ std::string printable(std::string_view text, size_t max_bytes) {
   return out;
 }
 
+std::string name_some(const std::vector<std::string>& names, size_t most) {
+  std::string out;
+  for (size_t i = 0; i < std::min(names.size(), most); ++i) {
+    out += (i == 0 ? "" : ", ") + printable(names[i]);
+  }
+  if (names.size() > most) out += fmt::format(" and {} more", names.size() - most);
+  return out;
+}
+
 std::string describe_errno(int error) {
   std::string said = std::strerror(error);
   switch (error) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "io/describe.h"
 #include "io/error.h"
+#include "io/file_kind.h"
 
 namespace heed {
 namespace {
@@ -249,8 +251,12 @@ void read_header(Cursor& cursor, GgufFile& file, uint64_t& tensors, uint64_t& va
   if (std::memcmp(magic.data(), "GGUF", 4) != 0) cursor.fail("is not a GGUF file");
   file.version = cursor.number<uint32_t>();
   if (file.version != 2 && file.version != 3) {
-    if ((file.version & 0xFFFF) == 0) cursor.fail("big-endian GGUF files are not read");
-    cursor.fail("GGUF version {} is not read, only 2 and 3; convert the file again", file.version);
+    if ((file.version & 0xFFFF) == 0 && file.version != 0) {
+      cursor.fail(
+          "big-endian GGUF files are not read; turn it round with gguf-py's gguf_convert_endian.py "
+          "or convert the model again");
+    }
+    cursor.fail("GGUF version {} is not read, only 2 and 3; convert the model again", file.version);
   }
   tensors = cursor.number<uint64_t>();
   values = cursor.number<uint64_t>();
@@ -487,6 +493,7 @@ bool GgufFile::boolean(std::string_view key, bool fallback) const {
 }
 
 GgufFile parse_gguf(std::span<const std::byte> bytes, const std::string& name) {
+  refuse_foreign(bytes, name);
   GgufFile file;
   file.path = name;
   Cursor cursor(bytes, name);
@@ -510,11 +517,132 @@ GgufFile parse_gguf(std::span<const std::byte> bytes, const std::string& name) {
   return file;
 }
 
-GgufFile open_gguf(const std::string& path) {
+namespace {
+
+GgufFile open_part(const std::string& path) {
   auto mapping = std::make_shared<const MappedFile>(path);
   GgufFile file = parse_gguf(mapping->bytes(), path);
   file.mappings.push_back(std::move(mapping));
   return file;
+}
+
+constexpr int64_t kMaxParts = 4096;
+
+// Of NAME-00002-of-00005.gguf: what stands before and behind the part's number, the parts, and
+// which this is, from 1.
+struct PartName {
+  std::string before, after;
+  int64_t part = 0, parts = 0;
+  std::string path(int64_t n) const { return fmt::format("{}{:05}{}", before, n, after); }
+};
+std::optional<PartName> part_name(const std::string& path) {
+  constexpr size_t kDigits = 5;
+  constexpr std::string_view kOf = "-of-";
+  const auto number = [&](size_t at) -> int64_t {
+    int64_t value = 0;
+    for (size_t i = at; i < at + kDigits; ++i) {
+      if (path[i] < '0' || path[i] > '9') return -1;
+      value = 10 * value + (path[i] - '0');
+    }
+    return value;
+  };
+  const size_t of = path.rfind(kOf);
+  const size_t slash = path.rfind('/');
+  if (of == path.npos || of < kDigits + 1 || path[of - kDigits - 1] != '-' ||
+      (slash != path.npos && of - kDigits - 1 < slash) || path.size() < of + kOf.size() + kDigits) {
+    return std::nullopt;
+  }
+  PartName out{path.substr(0, of - kDigits), path.substr(of), number(of - kDigits),
+               number(of + kOf.size())};
+  if (out.part < 1 || out.parts < out.part || out.parts > kMaxParts) return std::nullopt;
+  return out;
+}
+
+// The name that tells where the other parts lie: the path's own or, where that is a link of another
+// name, that of the file it leads to.
+PartName need_part_name(const std::string& path, int64_t parts) {
+  if (const auto name = part_name(path)) return *name;
+  std::error_code ignored;
+  const auto target = std::filesystem::canonical(path, ignored);
+  if (const auto name = part_name(target.string())) return *name;
+  throw Error(
+      "{}: is one of {} files of a model, but is not named so that the others can be found; name "
+      "them NAME-00001-of-{:05}.gguf and so on",
+      printable(path), parts, parts);
+}
+
+// What a part says about itself: split.no (from 0), split.count and split.tensors.count.
+void check_part(const GgufFile& part, const GgufFile& first, int64_t no, int64_t parts) {
+  const int64_t count = part.integer("split.count", 0);
+  if (count != parts) {
+    throw Error("{}: says that it is one of {} files (split.count), its name says one of {}",
+                printable(part.path), count, parts);
+  }
+  if (const int64_t own = part.integer("split.no"); own != no) {
+    throw Error("{}: is file {} of the model by what it says (split.no is {}), {} by its name",
+                printable(part.path), own + 1, own, no + 1);
+  }
+  for (const auto& [key, value] : part.values) {
+    const auto other = first.values.find(key);
+    if (key == "split.no" || other == first.values.end()) continue;
+    const GgufValue& one = other->second;
+    if (one.type != value.type ||
+        !std::equal(one.data.begin(), one.data.end(), value.data.begin(), value.data.end())) {
+      throw Error("{}: its metadata '{}' differs from that of {}; they are parts of two models",
+                  printable(part.path), printable(key), printable(first.path));
+    }
+  }
+}
+
+GgufFile open_parts(const PartName& name, int64_t parts) {
+  std::vector<std::string> missing;
+  for (int64_t n = 1; n <= parts; ++n) {
+    std::error_code ignored;
+    const std::filesystem::path path = name.path(n);
+    if (!std::filesystem::exists(path, ignored)) missing.push_back(path.filename().string());
+  }
+  if (!missing.empty()) {
+    throw Error("{}: {} of the model's {} files are missing ({}); fetch them too",
+                printable(name.path(name.part)), missing.size(), parts, name_some(missing));
+  }
+  GgufFile out = open_part(name.path(1));
+  check_part(out, out, 0, parts);
+  for (int64_t n = 2; n <= parts; ++n) {
+    GgufFile part = open_part(name.path(n));
+    check_part(part, out, n - 1, parts);
+    for (TensorInfo& tensor : part.tensors) {
+      const std::string tensor_name = tensor.name;
+      if (!out.add(std::move(tensor))) {
+        throw Error("{}: tensor '{}' stands in an earlier file of the model too",
+                    printable(part.path), printable(tensor_name));
+      }
+    }
+    out.mappings.insert(out.mappings.end(), part.mappings.begin(), part.mappings.end());
+  }
+  const auto tensors = static_cast<int64_t>(out.tensors.size());
+  if (const int64_t said = out.integer("split.tensors.count", tensors); said != tensors) {
+    throw Error("{}: the model's {} files hold {} tensors, split.tensors.count says {}",
+                printable(out.path), parts, tensors, said);
+  }
+  return out;
+}
+
+}  // namespace
+
+GgufFile open_gguf(const std::string& path) {
+  GgufFile file = open_part(path);
+  const int64_t parts = file.integer("split.count", 0);
+  if (parts == 0 || parts == 1) return file;
+  if (parts < 0 || parts > kMaxParts) {
+    throw Error("{}: 'split.count' is {}; models of at most {} files are read", printable(path),
+                parts, kMaxParts);
+  }
+  const PartName name = need_part_name(path, parts);
+  if (name.parts != parts) {
+    throw Error("{}: says that it is one of {} files (split.count), its name says one of {}",
+                printable(path), parts, name.parts);
+  }
+  return open_parts(name, parts);
 }
 
 }  // namespace heed

@@ -69,12 +69,17 @@ struct GgufFile : TensorFile {
   const GgufValue& value(std::string_view key) const;
 };
 
-// Reads a file. Counts and lengths are bounded by the bytes that are left before anything is
-// allocated; keys and names that stand twice, unknown types, shapes that overflow, tensors that
-// overlap, leave gaps beyond the alignment or end beyond the file are errors that name it.
+// Reads a model's file. Where it is one of several that `gguf-split` made of a model
+// (NAME-00001-of-000NN.gguf; any of them may be given), all are read: the values are those of the
+// first, the tensors those of all, `path` is the first's. Parts that are missing, of another model
+// or out of place are errors that name them. Counts and lengths are bounded by the bytes that are
+// left before anything is allocated; keys and names that stand twice, unknown types, shapes that
+// overflow, tensors that overlap, leave gaps beyond the alignment or end beyond the file are errors
+// that name it.
 GgufFile open_gguf(const std::string& path);
 
-// The same from memory; `bytes` must outlive the result. `name` stands for the file in messages.
+// One file from memory, a part or a whole; `bytes` must outlive the result. `name` stands for the
+// file in messages.
 GgufFile parse_gguf(std::span<const std::byte> bytes, const std::string& name);
 
 }  // namespace heed

@@ -6,6 +6,7 @@
 
 #include "io/describe.h"
 #include "io/error.h"
+#include "io/file_kind.h"
 #include "io/mapped_file.h"
 
 namespace heed {
@@ -157,6 +158,7 @@ Json parse_json(std::string_view text, const std::string& file, const JsonLimits
 
 Json read_json(const std::string& path, const JsonLimits& limits) {
   const MappedFile file(path);
+  refuse_foreign(file.bytes(), path);
   return parse_json(file.text(), path, limits);
 }
 

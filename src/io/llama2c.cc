@@ -55,15 +55,16 @@ class Layout {
 
 }  // namespace
 
-Llama2cModel parse_llama2c(std::span<const std::byte> bytes, const std::string& name) {
+namespace {
+
+constexpr size_t kHeader = 7 * sizeof(int32_t);
+
+// The sizes of the header; why they are none in `wrong`.
+Llama2cModel read_sizes(std::span<const std::byte> bytes, std::string& wrong) {
   int32_t header[7];
-  if (bytes.size() < sizeof header) {
-    throw Error("{}: {} bytes are too few for a llama2.c checkpoint", printable(name),
-                bytes.size());
-  }
+  static_assert(sizeof header == kHeader);
   std::memcpy(header, bytes.data(), sizeof header);
   Llama2cModel model;
-  model.file.path = name;
   model.dim = header[0];
   model.hidden_dim = header[1];
   model.layers = header[2];
@@ -75,17 +76,36 @@ Llama2cModel parse_llama2c(std::span<const std::byte> bytes, const std::string& 
   for (const int64_t size : {model.dim, model.hidden_dim, model.layers, model.heads, model.kv_heads,
                              model.vocab, model.context}) {
     if (size <= 0 || size > kMaxSize) {
-      throw Error("{}: the size {} in the header is not one of a llama2.c checkpoint",
-                  printable(name), size);
+      wrong = fmt::format("the size {} in the header is not one of a llama2.c checkpoint", size);
+      return model;
     }
   }
   if (model.layers > kMaxLayers || model.dim % model.heads != 0 ||
       model.heads % model.kv_heads != 0 || model.dim / model.heads % 2 != 0) {
-    throw Error(
-        "{}: {} layers of {} heads over {} KV heads and {} channels are not a llama2.c "
-        "checkpoint",
-        printable(name), model.layers, model.heads, model.kv_heads, model.dim);
+    wrong = fmt::format(
+        "{} layers of {} heads over {} KV heads and {} channels are not a llama2.c checkpoint",
+        model.layers, model.heads, model.kv_heads, model.dim);
   }
+  return model;
+}
+
+}  // namespace
+
+bool is_llama2c_header(std::span<const std::byte> bytes) {
+  std::string wrong;
+  if (bytes.size() >= kHeader) read_sizes(bytes, wrong);
+  return bytes.size() >= kHeader && wrong.empty();
+}
+
+Llama2cModel parse_llama2c(std::span<const std::byte> bytes, const std::string& name) {
+  if (bytes.size() < kHeader) {
+    throw Error("{}: {} bytes are too few for a llama2.c checkpoint", printable(name),
+                bytes.size());
+  }
+  std::string wrong;
+  Llama2cModel model = read_sizes(bytes, wrong);
+  if (!wrong.empty()) throw Error("{}: {}", printable(name), wrong);
+  model.file.path = name;
   const int64_t head_dim = model.dim / model.heads;
   const int64_t kv_dim = model.kv_heads * head_dim;
   Layout layout(bytes, model.file);

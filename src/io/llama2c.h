@@ -34,6 +34,9 @@ Llama2cModel open_llama2c(const std::string& path);
 // The same from memory; `bytes` must outlive the result.
 Llama2cModel parse_llama2c(std::span<const std::byte> bytes, const std::string& name);
 
+// Whether a file could begin like that: the seven sizes are sound and fit each other.
+bool is_llama2c_header(std::span<const std::byte> bytes);
+
 // A tokenizer.bin: the longest piece's length, then for each piece its score, length and bytes.
 // Pieces 0 to 2 are unknown, begin and end; 3 to 258 the single bytes, written <0xHH>.
 struct Llama2cVocab {

@@ -10,6 +10,7 @@
 
 #include "io/describe.h"
 #include "io/error.h"
+#include "io/file_kind.h"
 
 namespace heed {
 
@@ -39,6 +40,14 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
     data_ = static_cast<const std::byte*>(mapped);
   }
   ::close(fd);
+  // Nothing that Heed reads is such a pointer, whatever was to be read.
+  constexpr size_t kLongestPointer = 1024;  // bytes, by the specification of git-lfs
+  if (size_ > 0 && size_ < kLongestPointer) {
+    if (const FileFacts facts = file_facts(bytes()); facts.kind == FileKind::kPointer) {
+      ::munmap(const_cast<std::byte*>(data_), size_);
+      throw Error("{}: {}", printable(path_), facts.text);
+    }
+  }
 }
 
 MappedFile::~MappedFile() {

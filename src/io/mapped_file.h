@@ -12,7 +12,8 @@ namespace heed {
 // shared between processes. The file must not be shortened while it is mapped.
 class MappedFile {
  public:
-  // Error if the file cannot be opened or is not a regular file.
+  // Error if the file cannot be opened, is not a regular file, or is a pointer of git-lfs in place
+  // of one.
   explicit MappedFile(std::string path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;

@@ -41,6 +41,32 @@ class Reader {
   double number(const char* key, double fallback) const {
     return get_float(object_, key, name_, fallback);
   }
+  // A size, or a list of it for each layer, all equal.
+  int64_t size(const char* key, int64_t layers) const {
+    if (!at(key).is_array()) return required(key);
+    const std::vector<int64_t> sizes = per_layer(key, layers);
+    for (int64_t l = 1; l < layers; ++l) {
+      if (sizes[l] != sizes[0]) {
+        throw Error(
+            "{}: \"{}\" of layer {} is {}, of layer 0 {}; models whose layers differ are not read",
+            name_, key, l, sizes[l], sizes[0]);
+      }
+    }
+    return sizes[0];
+  }
+  int64_t size(const char* key, int64_t layers, int64_t fallback) const {
+    return has(key) ? size(key, layers) : fallback;
+  }
+  // A list with one number for each layer; null counts as 0.
+  std::vector<int64_t> per_layer(const char* key, int64_t layers) const {
+    const Json& list = at(key);
+    if (!list.is_array() || static_cast<int64_t>(list.size()) != layers) {
+      throw Error("{}: \"{}\" is not a list of {} entries, one a layer", name_, key, layers);
+    }
+    std::vector<int64_t> out;
+    for (const Json& value : list) out.push_back(value.is_null() ? 0 : as_int(value, key, name_));
+    return out;
+  }
   bool flag(const char* key, bool fallback) const {
     return get_bool(object_, key, name_, fallback);
   }
@@ -126,8 +152,38 @@ RopeConfig parse_rope(const Reader& top) {
   return rope;
 }
 
+// The part of each head that turns: the first int(head_dim * partial_rotary_factor) dimensions, as
+// transformers counts them.
+void parse_rotary_dims(const Reader& r, ModelConfig& c) {
+  double part = r.number("partial_rotary_factor", 1);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (r.has(key) && r.at(key).is_object()) {
+      part = Reader(r.at(key), r.name() + ": " + key).number("partial_rotary_factor", part);
+    }
+  }
+  if (!(part > 0 && part <= 1)) {
+    throw Error("{}: \"partial_rotary_factor\" is {}; a number above 0 and up to 1 was expected",
+                r.name(), part);
+  }
+  if (part == 1) return;
+  check_size(r.name(), "the head dimension", c.head_dim, kMostHidden);
+  const auto dims = static_cast<int32_t>(static_cast<double>(c.head_dim) * part);
+  if (dims == c.head_dim) return;
+  if (dims < 2 || dims % 2 != 0) {
+    throw Error(
+        "{}: \"partial_rotary_factor\" {} turns {} of {} dimensions; an even number from 2 up is "
+        "needed",
+        r.name(), part, dims, c.head_dim);
+  }
+  c.rope.dims = dims;
+}
+
 void parse_windows(const Reader& r, ModelConfig& c) {
   c.windows.assign(c.layers, 0);
+  if (r.has("sliding_window") && r.at("sliding_window").is_array()) {
+    c.windows = r.per_layer("sliding_window", c.layers);
+    return;
+  }
   int64_t window = 0;
   if (c.family == "mistral") {
     window = r.mentions("sliding_window") ? r.integer("sliding_window", 0) : 4096;
@@ -189,11 +245,11 @@ void parse_gpt2(const Reader& r, ModelConfig& c) {
 void parse_llama_like(const Reader& r, ModelConfig& c) {
   c.vocab = r.required("vocab_size");
   c.hidden = r.required("hidden_size");
-  c.intermediate = r.required("intermediate_size");
   c.layers = r.required("num_hidden_layers");
-  c.heads = r.required("num_attention_heads");
   check_size(r.name(), "the number of layers", c.layers, kMostLayers);
-  c.kv_heads = r.integer("num_key_value_heads", c.family == "mistral" ? 8 : c.heads);
+  c.intermediate = r.size("intermediate_size", c.layers);
+  c.heads = r.size("num_attention_heads", c.layers);
+  c.kv_heads = r.size("num_key_value_heads", c.layers, c.family == "mistral" ? 8 : c.heads);
   if (!r.has("head_dim") && c.family != "qwen3" && c.heads > 0 && c.hidden % c.heads != 0) {
     throw Error(
         "{}: \"hidden_size\" {} is not a multiple of \"num_attention_heads\" {}, and \"head_dim\" "
@@ -217,10 +273,8 @@ void parse_llama_like(const Reader& r, ModelConfig& c) {
     c.qkv_bias = c.out_bias = r.flag("attention_bias", false);
     if (c.family == "llama") c.mlp_bias = r.flag("mlp_bias", false);
   }
-  if (r.number("partial_rotary_factor", 1.0) != 1.0) {
-    throw Error("{}: \"partial_rotary_factor\" other than 1 is not supported", r.name());
-  }
   c.rope = parse_rope(r);
+  parse_rotary_dims(r, c);
   parse_windows(r, c);
 }
 
@@ -262,6 +316,8 @@ void check_rope(const ModelConfig& c, const std::string& path) {
   };
   const auto positive = [](double v) { return v > 0 && std::isfinite(v); };
   need(positive(rope.base), "\"rope_theta\"", rope.base, "a number above 0");
+  need(rope.dims >= 0 && rope.dims <= c.head_dim && rope.dims % 2 == 0, "the number of dimensions",
+       static_cast<double>(rope.dims), "an even number up to that of a head");
   if (rope.type == "default") return;
   need(positive(rope.factor), "the scaling factor", rope.factor, "a number above 0");
   need(rope.original_max_position >= 0 && rope.original_max_position <= kMostPositions,
@@ -269,10 +325,14 @@ void check_rope(const ModelConfig& c, const std::string& path) {
        "a context length");
   const int64_t original =
       rope.original_max_position > 0 ? rope.original_max_position : c.max_position;
-  const bool scaled = rope.attention_factor >= 0 && rope.mscale >= 0 && rope.mscale_all_dim >= 0;
-  need(scaled, "\"attention_factor\" or \"mscale\"", -1, "a number from 0 up");
+  const auto factor = [&](const char* key, double value) {
+    need(value >= 0 && std::isfinite(value), key, value, "a number from 0 up");
+  };
+  factor("\"attention_factor\"", rope.attention_factor);
+  factor("\"mscale\"", rope.mscale);
+  factor("\"mscale_all_dim\"", rope.mscale_all_dim);
   if (rope.type == "dynamic") {
-    need(c.head_dim > 2, "the number of dimensions", static_cast<double>(c.head_dim),
+    need(c.rotary_dims() > 2, "the number of dimensions", static_cast<double>(c.rotary_dims()),
          "at least 4 for dynamic scaling");
   } else if (rope.type == "yarn") {
     need(rope.base > 1, "\"rope_theta\"", rope.base, "a number above 1");
@@ -284,7 +344,7 @@ void check_rope(const ModelConfig& c, const std::string& path) {
     need(positive(rope.high_freq_factor) && rope.high_freq_factor > rope.low_freq_factor,
          "\"high_freq_factor\"", rope.high_freq_factor, "a number above \"low_freq_factor\"");
   } else if (rope.type == "longrope") {
-    const size_t half = static_cast<size_t>(c.head_dim / 2);
+    const size_t half = static_cast<size_t>(c.rotary_dims() / 2);
     if (rope.short_factor.size() != half || rope.long_factor.size() != half) {
       throw Error("{}: longrope needs short_factor and long_factor of {} numbers", path, half);
     }
@@ -298,9 +358,18 @@ void check_rope(const ModelConfig& c, const std::string& path) {
   }
 }
 
+// The factor of which transformers makes rope.dims, which cuts off what is behind the point.
+double partial_rotary_factor(const ModelConfig& c) {
+  const auto size = static_cast<double>(c.head_dim);
+  double part = static_cast<double>(c.rope.dims) / size;
+  while (static_cast<int64_t>(size * part) < c.rope.dims) part = std::nextafter(part, 2.0);
+  return part;
+}
+
 Json rope_to_json(const ModelConfig& c) {
   const RopeConfig& rope = c.rope;
   Json out = {{"rope_type", rope.type}, {"rope_theta", rope.base}};
+  if (rope.dims > 0) out["partial_rotary_factor"] = partial_rotary_factor(c);
   if (rope.type == "default") return out;
   out["factor"] = rope.factor;
   if (rope.original_max_position > 0) {
@@ -369,6 +438,8 @@ Json base_config(const ModelConfig& c, const std::string& dtype) {
   out["rope_theta"] = c.rope.base;
   const Json rope = rope_to_json(c);
   out["rope_parameters"] = rope;
+  out.erase("partial_rotary_factor");
+  if (c.rope.dims > 0) out["partial_rotary_factor"] = rope["partial_rotary_factor"];
   out.erase("rope_scaling");
   if (c.rope.type != "default") out["rope_scaling"] = rope;
   const auto slides =
@@ -376,7 +447,11 @@ Json base_config(const ModelConfig& c, const std::string& dtype) {
   const bool any = slides != c.windows.end();
   const bool all = std::all_of(c.windows.begin(), c.windows.end(), [](int64_t w) { return w > 0; });
   out.erase("layer_types");
-  out["sliding_window"] = any ? Json(*slides) : Json(nullptr);
+  // Windows of several sizes are written as Heed reads them, one a layer; no key of transformers
+  // says that.
+  const bool several =
+      any && std::any_of(slides, c.windows.end(), [&](int64_t w) { return w > 0 && w != *slides; });
+  out["sliding_window"] = several ? Json(c.windows) : any ? Json(*slides) : Json(nullptr);
   if (c.family == "qwen2" || c.family == "qwen3") out["use_sliding_window"] = any;
   if (any && !(all && c.family == "mistral")) {
     Json types = Json::array();

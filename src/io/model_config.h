@@ -25,9 +25,10 @@ struct RopeConfig {
   int64_t original_max_position = 0;  // context of the unscaled model; 0: the model's max_position
   double low_freq_factor = 1, high_freq_factor = 4;  // llama3
   double beta_fast = 32, beta_slow = 1;              // yarn
-  bool truncate = true;                   // yarn: round the ramp's ends to whole dimensions
-  double attention_factor = 0;            // yarn, longrope: factor on cos and sin; 0: by formula
-  double mscale = 0, mscale_all_dim = 0;  // yarn, DeepSeek's variant; 0: not used
+  bool truncate = true;         // yarn: round the ramp's ends to whole dimensions
+  int32_t dims = 0;             // the first dimensions of a head, which alone turn; even; 0: all
+  double attention_factor = 0;  // yarn, longrope: factor on cos and sin; 0: by formula
+  double mscale = 0, mscale_all_dim = 0;          // yarn, DeepSeek's variant; 0: not used
   std::vector<double> short_factor, long_factor;  // longrope: divisors of each frequency
 };
 
@@ -67,13 +68,14 @@ struct ModelConfig {
   int64_t group() const { return heads / kv_heads; }
   int64_t q_size() const { return heads * head_dim; }
   int64_t kv_size() const { return kv_heads * head_dim; }
+  int64_t rotary_dims() const { return rope.dims > 0 ? rope.dims : head_dim; }
   int64_t parameters()
       const;  // elements of all matrices and vectors, tied ones once, mixers not counted
 };
 
 // Reads a config.json. `path` is named in messages. Throws Error for an unknown model_type,
 // activation or rotary scaling, and for sizes that are missing, not whole, not positive or do not
-// fit each other.
+// fit each other. Sizes that are given for each layer must agree; sliding windows may differ.
 ModelConfig parse_config(const Json& json, const std::string& path);
 
 // The same from the metadata of a GGUF file and from a llama2.c header; Errors as for config.json.

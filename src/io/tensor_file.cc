@@ -15,21 +15,24 @@ namespace {
 
 // Block sizes and bytes of ggml's types (ggml-common.h), in the order of DType.
 constexpr std::array kDTypes = {
-    DTypeInfo{"F64", 1, 8},        DTypeInfo{"F32", 1, 4},       DTypeInfo{"F16", 1, 2},
-    DTypeInfo{"BF16", 1, 2},       DTypeInfo{"F8_E4M3", 1, 1},   DTypeInfo{"F8_E5M2", 1, 1},
-    DTypeInfo{"I64", 1, 8},        DTypeInfo{"I32", 1, 4},       DTypeInfo{"I16", 1, 2},
-    DTypeInfo{"I8", 1, 1},         DTypeInfo{"U64", 1, 8},       DTypeInfo{"U32", 1, 4},
-    DTypeInfo{"U16", 1, 2},        DTypeInfo{"U8", 1, 1},        DTypeInfo{"BOOL", 1, 1},
-    DTypeInfo{"Q4_0", 32, 18},     DTypeInfo{"Q4_1", 32, 20},    DTypeInfo{"Q5_0", 32, 22},
-    DTypeInfo{"Q5_1", 32, 24},     DTypeInfo{"Q8_0", 32, 34},    DTypeInfo{"Q8_1", 32, 40},
-    DTypeInfo{"Q2_K", 256, 84},    DTypeInfo{"Q3_K", 256, 110},  DTypeInfo{"Q4_K", 256, 144},
-    DTypeInfo{"Q5_K", 256, 176},   DTypeInfo{"Q6_K", 256, 210},  DTypeInfo{"Q8_K", 256, 292},
-    DTypeInfo{"IQ2_XXS", 256, 66}, DTypeInfo{"IQ2_XS", 256, 74}, DTypeInfo{"IQ2_S", 256, 82},
-    DTypeInfo{"IQ3_XXS", 256, 98}, DTypeInfo{"IQ3_S", 256, 110}, DTypeInfo{"IQ1_S", 256, 50},
-    DTypeInfo{"IQ1_M", 256, 56},   DTypeInfo{"IQ4_NL", 32, 18},  DTypeInfo{"IQ4_XS", 256, 136},
-    DTypeInfo{"TQ1_0", 256, 54},   DTypeInfo{"TQ2_0", 256, 66},  DTypeInfo{"MXFP4", 32, 17},
+    DTypeInfo{"F64", 1, 8},        DTypeInfo{"F32", 1, 4},         DTypeInfo{"F16", 1, 2},
+    DTypeInfo{"BF16", 1, 2},       DTypeInfo{"F8_E4M3", 1, 1},     DTypeInfo{"F8_E5M2", 1, 1},
+    DTypeInfo{"I64", 1, 8},        DTypeInfo{"I32", 1, 4},         DTypeInfo{"I16", 1, 2},
+    DTypeInfo{"I8", 1, 1},         DTypeInfo{"U64", 1, 8},         DTypeInfo{"U32", 1, 4},
+    DTypeInfo{"U16", 1, 2},        DTypeInfo{"U8", 1, 1},          DTypeInfo{"BOOL", 1, 1},
+    DTypeInfo{"Q4_0", 32, 18},     DTypeInfo{"Q4_1", 32, 20},      DTypeInfo{"Q5_0", 32, 22},
+    DTypeInfo{"Q5_1", 32, 24},     DTypeInfo{"Q8_0", 32, 34},      DTypeInfo{"Q8_1", 32, 40},
+    DTypeInfo{"Q2_K", 256, 84},    DTypeInfo{"Q3_K", 256, 110},    DTypeInfo{"Q4_K", 256, 144},
+    DTypeInfo{"Q5_K", 256, 176},   DTypeInfo{"Q6_K", 256, 210},    DTypeInfo{"Q8_K", 256, 292},
+    DTypeInfo{"IQ2_XXS", 256, 66}, DTypeInfo{"IQ2_XS", 256, 74},   DTypeInfo{"IQ2_S", 256, 82},
+    DTypeInfo{"IQ3_XXS", 256, 98}, DTypeInfo{"IQ3_S", 256, 110},   DTypeInfo{"IQ1_S", 256, 50},
+    DTypeInfo{"IQ1_M", 256, 56},   DTypeInfo{"IQ4_NL", 32, 18},    DTypeInfo{"IQ4_XS", 256, 136},
+    DTypeInfo{"TQ1_0", 256, 54},   DTypeInfo{"TQ2_0", 256, 66},    DTypeInfo{"MXFP4", 32, 17},
+    DTypeInfo{"F8_E8M0", 1, 1},    DTypeInfo{"F8_E4M3FNUZ", 1, 1}, DTypeInfo{"F8_E5M2FNUZ", 1, 1},
+    DTypeInfo{"C64", 1, 8},        DTypeInfo{"F4", 2, 1},          DTypeInfo{"F6_E2M3", 4, 3},
+    DTypeInfo{"F6_E3M2", 4, 3},
 };
-static_assert(kDTypes.size() == static_cast<size_t>(DType::MXFP4) + 1);
+static_assert(kDTypes.size() == static_cast<size_t>(DType::F6_E3M2) + 1);
 
 constexpr int64_t kMaxElements = int64_t{1} << 62;
 

@@ -16,8 +16,10 @@
 
 namespace heed {
 
-// How elements are stored. The first group is one element at a time; the second holds blocks of a
-// fixed number of elements (GGUF's quantised types, named as ggml names them).
+// How elements are stored. The first group is one element at a time; the second, from Q4_0 on,
+// holds blocks of a fixed number of elements (GGUF's quantised types, named as ggml names them);
+// the third, from F8_E8M0 on, are safetensors' rarer types, those of less than a byte in blocks of
+// whole bytes.
 enum class DType : uint8_t {
   F64,
   F32,
@@ -58,6 +60,13 @@ enum class DType : uint8_t {
   TQ1_0,
   TQ2_0,
   MXFP4,
+  F8_E8M0,
+  F8_E4M3FNUZ,
+  F8_E5M2FNUZ,
+  C64,
+  F4,
+  F6_E2M3,
+  F6_E3M2,
 };
 
 // `bytes` hold `block` elements; block is 1 for types that are not quantised.

@@ -8,6 +8,7 @@
 
 #include "io/describe.h"
 #include "io/error.h"
+#include "io/file_kind.h"
 #include "io/mapped_file.h"
 #include "io/tokenizer/unicode.h"
 
@@ -60,6 +61,25 @@ std::string unpack_xz(std::string_view packed, const std::string& name, const Te
   return out;
 }
 
+// What the file is if it is no text, to follow "FILE: "; else "".
+std::string no_text(std::span<const std::byte> bytes) {
+  const FileFacts facts = file_facts(bytes);
+  switch (facts.kind) {
+    case FileKind::kPointer:
+    case FileKind::kCompressed:
+      return facts.text;
+    case FileKind::kGguf:
+    case FileKind::kForeign: {
+      // A text may begin with the same letters.
+      const auto head = bytes.first(std::min<size_t>(bytes.size(), 512));
+      if (std::find(head.begin(), head.end(), std::byte{0}) == head.end()) return "";
+      return facts.kind == FileKind::kGguf ? "is a GGUF model; a text is needed here" : facts.text;
+    }
+    default:
+      return "";
+  }
+}
+
 }  // namespace
 
 std::string decode_text(std::span<const std::byte> bytes, const std::string& name,
@@ -74,6 +94,8 @@ std::string decode_text(std::span<const std::byte> bytes, const std::string& nam
   if (text.starts_with(kXz)) {
     unpacked = unpack_xz(text, name, limits);
     text = unpacked;
+  } else if (const std::string what = no_text(bytes); !what.empty()) {
+    throw Error("{}: {}", printable(name), what);
   } else if (text.size() > limits.bytes) {
     throw Error("{}: {} bytes; texts of at most {} are read, split it", printable(name),
                 text.size(), limits.bytes);

@@ -15,7 +15,8 @@ struct TextLimits {
 
 // The text of a file, whatever its name: xz is recognised by its first bytes. A byte order mark is
 // dropped; what is not UTF-8 becomes U+FFFD, one for each longest broken part. Error if the file
-// cannot be read, is a damaged or cut-off xz file, or exceeds a limit.
+// cannot be read, is a damaged or cut-off xz file, is compressed in another way, is no text by its
+// first bytes (file_kind.h), or exceeds a limit.
 std::string read_text_file(const std::string& path, const TextLimits& limits = {});
 
 // The same from memory; `name` stands for the file in messages.

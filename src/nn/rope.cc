@@ -67,8 +67,9 @@ at::Tensor llama3(const RopeConfig& rope, int64_t dim, int64_t original) {
 
 }  // namespace
 
-RopeFrequencies rope_frequencies(const RopeConfig& rope, int64_t dim, int64_t max_position,
+RopeFrequencies rope_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position,
                                  int64_t context) {
+  const int64_t dim = rope.dims > 0 ? rope.dims : head_dim;
   const int64_t original =
       rope.original_max_position > 0 ? rope.original_max_position : max_position;
   if (rope.type == "linear") return {1.0 / powers(rope.base, dim) / rope.factor, 1};
@@ -124,10 +125,13 @@ const RopeTables& Rope::tables(int64_t positions, const at::Device& device) cons
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   const auto wide = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto halves = x.to(wide).chunk(2, -1);
+  const int64_t turned = 2 * cos.size(-1);
+  const auto halves = x.narrow(-1, 0, turned).to(wide).chunk(2, -1);
   const at::Tensor c = cos.to(wide).unsqueeze(-2), s = sin.to(wide).unsqueeze(-2);
-  return at::cat({halves[0] * c - halves[1] * s, halves[1] * c + halves[0] * s}, -1)
-      .to(x.scalar_type());
+  const at::Tensor out = at::cat({halves[0] * c - halves[1] * s, halves[1] * c + halves[0] * s}, -1)
+                             .to(x.scalar_type());
+  if (turned == x.size(-1)) return out;
+  return at::cat({out, x.narrow(-1, turned, x.size(-1) - turned)}, -1);
 }
 
 }  // namespace heed

@@ -1,6 +1,7 @@
-// Rotary position embedding: frequencies, tables and the rotation. Half-split pairs: dimension i
-// turns with dimension i + D/2 by the angle p f_i (RoFormer, arXiv 2104.09864; GPT-NeoX's order of
-// dimensions).
+// Rotary position embedding: frequencies, tables and the rotation. Half-split pairs: of the first R
+// dimensions of a head, dimension i turns with dimension i + R/2 by the angle p f_i; the others
+// stay (RoFormer, arXiv 2104.09864; GPT-NeoX's order of dimensions). R is RopeConfig::dims, mostly
+// D.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,7 +13,7 @@
 namespace heed {
 
 struct RopeFrequencies {
-  at::Tensor inverse;  // float32 [D/2]: angle per position
+  at::Tensor inverse;  // float32 [R/2]: angle per position
   double scale = 1;    // factor on cos and sin (yarn, longrope)
 };
 
@@ -23,7 +24,7 @@ struct RopeFrequencies {
 RopeFrequencies rope_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position,
                                  int64_t context);
 
-// cos and sin of positions 0 .. positions-1, float32 [positions, D/2], times the scale.
+// cos and sin of positions 0 .. positions-1, float32 [positions, R/2], times the scale.
 struct RopeTables {
   at::Tensor cos, sin;
 };
@@ -49,8 +50,8 @@ class Rope {
   mutable RopeTables tables_;
 };
 
-// Turns x [..., N, H, D] by cos, sin [..., N, D/2] (rows already picked by position); computes in
-// float32 or wider, returns x's dtype; differentiable.
+// Turns the first R dimensions of x [..., N, H, D] by cos, sin [..., N, R/2] (rows already picked
+// by position); computes in float32 or wider, returns x's dtype; differentiable.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
 }  // namespace heed

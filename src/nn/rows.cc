@@ -80,7 +80,7 @@ void normalise_and_rotate_as(const at::Tensor& qkv, int64_t heads, int64_t kv_he
                              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_norm,
                              const at::Tensor& k_norm, float eps) {
   T* data = qkv.mutable_data_ptr<T>();
-  const int64_t row_size = qkv.stride(0), half = head_dim / 2;
+  const int64_t row_size = qkv.stride(0), half = cos.defined() ? cos.size(-1) : 0;
   const T* qw = q_norm.defined() ? q_norm.const_data_ptr<T>() : nullptr;
   const T* kw = k_norm.defined() ? k_norm.const_data_ptr<T>() : nullptr;
   const float* c = cos.defined() ? cos.const_data_ptr<float>() : nullptr;

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <filesystem>
+
 #include "io_test_helper.h"
 
 namespace heed {
@@ -13,6 +16,8 @@ using testing::error_of;
 using testing::exact;
 using testing::expect_error;
 using testing::fixture;
+using testing::TempFolder;
+using testing::write_all;
 
 enum : uint32_t { kU8 = 0, kU32 = 4, kBool = 7, kString = 8, kArray = 9, kU64 = 10 };
 
@@ -111,7 +116,8 @@ TEST(Gguf, RefusesHostileFiles) {
   const auto add = [&](Bytes bytes, std::vector<std::string> parts) {
     cases.push_back({std::move(bytes), std::move(parts)});
   };
-  add(Bytes(), {"header", "cut short"});
+  add(Bytes(), {"is empty"});
+  add(Bytes().raw("GGU"), {"header", "cut short"});
   {
     Bytes many = header(0, (1 << 16) + 1).raw(std::string(13 << 17, '\0'));
     add(many, {"65537 metadata values", "at most 1048576 and 65536"});
@@ -122,7 +128,8 @@ TEST(Gguf, RefusesHostileFiles) {
   }
   add(Bytes().raw("GGML").number<uint64_t>(0), {"not a GGUF file"});
   add(header(0, 0, 1), {"version 1"});
-  add(header(0, 0, 0x03000000), {"big-endian"});
+  add(header(0, 0, 0x03000000), {"big-endian", "gguf_convert_endian"});
+  add(header(0, 0, 0), {"version 0"});
   add(header(huge, 0), {"18446744073709551615 tensors"});
   add(header(0, uint64_t{1} << 63), {"9223372036854775808 metadata values"});
   add(header(0, 1).number(huge).pad(64), {"metadata value 0", "18446744073709551615 bytes"});
@@ -202,6 +209,87 @@ TEST(Gguf, RefusesHostileFiles) {
       EXPECT_NE(text.find(part), text.npos) << "'" << part << "' is not in: " << text;
     }
   }
+}
+
+// Files of a model in parts, as gguf-split writes them.
+class GgufParts : public ::testing::Test {
+ protected:
+  std::string at(const std::string& name) const { return folder_ / name; }
+  // Part `no` (from 0) of `count` with one tensor; `total` tensors in all.
+  Bytes part(uint16_t no, uint16_t count, const std::string& name, uint32_t total,
+             std::string_view model = "m") {
+    Bytes out = header(1, 4);
+    out.text("split.no").number<uint32_t>(2).number(no);
+    out.text("split.count").number<uint32_t>(2).number(count);
+    out.text("split.tensors.count")
+        .number<uint32_t>(5)
+        .number<int32_t>(static_cast<int32_t>(total));
+    out.text("general.name").number<uint32_t>(kString).text(model);
+    tensor(out, name, {1}, 0, 0);
+    return out.pad(32).raw(name.substr(0, 4));
+  }
+  void write(const std::string& name, const Bytes& bytes) { write_all(at(name), bytes.str()); }
+  void write_three() {
+    write("m-00001-of-00003.gguf", part(0, 3, "aaaa", 3));
+    write("m-00002-of-00003.gguf", part(1, 3, "bbbb", 3));
+    write("m-00003-of-00003.gguf", part(2, 3, "cccc", 3));
+  }
+  TempFolder folder_;
+};
+
+TEST_F(GgufParts, AnyOfThemOpensAll) {
+  write_three();
+  std::filesystem::create_directories(at("links"));
+  for (const char* n : {"1", "2", "3"}) {
+    const std::string name = std::string("m-0000") + n + "-of-00003.gguf";
+    std::filesystem::create_symlink("../" + name, at("links/" + name));
+    std::filesystem::create_symlink(name, at(std::string("other") + n));
+  }
+  for (const char* given : {"m-00001-of-00003.gguf", "m-00002-of-00003.gguf",
+                            "m-00003-of-00003.gguf", "links/m-00002-of-00003.gguf", "other3"}) {
+    const GgufFile file = open_gguf(at(given));
+    ASSERT_EQ(file.tensors.size(), 3u) << given;
+    EXPECT_EQ(file.mappings.size(), 3u);
+    for (const char* name : {"aaaa", "bbbb", "cccc"}) {
+      EXPECT_EQ(std::memcmp(file.get(name).data, name, 4), 0) << given << name;
+    }
+    EXPECT_EQ(file.string("general.name"), "m");
+    EXPECT_TRUE(file.path.ends_with("m-00001-of-00003.gguf")) << file.path;
+  }
+  // A part alone, and a model of one part, need no name.
+  write("alone", part(0, 1, "aaaa", 1));
+  EXPECT_EQ(open_gguf(at("alone")).tensors.size(), 1u);
+}
+
+TEST_F(GgufParts, PartsThatAreMissingOrDoNotFit) {
+  const std::string first = at("m-00001-of-00003.gguf"), third = at("m-00003-of-00003.gguf");
+  write_three();
+  std::filesystem::remove(at("m-00002-of-00003.gguf"));
+  for (const std::string& given : {first, third}) {
+    expect_error([&] { open_gguf(given); },
+                 {given, "1 of the model's 3 files are missing", "m-00002-of-00003.gguf"});
+  }
+  const auto expect_second = [&](const Bytes& bytes, std::initializer_list<std::string> parts) {
+    write_three();
+    write("m-00002-of-00003.gguf", bytes);
+    expect_error([&] { open_gguf(first); }, parts);
+    expect_error([&] { open_gguf(third); }, parts);
+  };
+  expect_second(part(0, 3, "bbbb", 3), {"m-00002", "is file 1 of the model", "2 by its name"});
+  expect_second(part(1, 4, "bbbb", 3), {"m-00002", "one of 4 files", "one of 3"});
+  expect_second(part(1, 3, "bbbb", 3, "other"), {"m-00002", "'general.name'", "two models"});
+  expect_second(part(1, 3, "bbbb", 5), {"m-00002", "split.tensors.count", "two models"});
+  expect_second(part(1, 3, "aaaa", 3), {"m-00002", "'aaaa'", "earlier file"});
+  expect_second(Bytes(), {"m-00002", "is empty"});
+  write("m-00001-of-00002.gguf", part(0, 2, "aaaa", 3));
+  write("m-00002-of-00002.gguf", part(1, 2, "bbbb", 3));
+  expect_error([&] { open_gguf(at("m-00001-of-00002.gguf")); }, {"hold 2 tensors", "says 3"});
+  write("m-00001-of-00005.gguf", part(0, 3, "aaaa", 3));
+  expect_error([&] { open_gguf(at("m-00001-of-00005.gguf")); }, {"one of 3 files", "one of 5"});
+  write("blob", part(0, 3, "aaaa", 3));
+  expect_error([&] { open_gguf(at("blob")); }, {"blob", "one of 3 files", "-00001-of-00003.gguf"});
+  write("huge-00001-of-65535.gguf", part(0, 65535, "aaaa", 3));
+  expect_error([&] { open_gguf(at("huge-00001-of-65535.gguf")); }, {"65535", "at most 4096"});
 }
 
 TEST(Gguf, SurvivesDamage) {

@@ -148,6 +148,50 @@ TEST(Safetensors, EmptyFileOfTensorsAndUnalignedHeaders) {
   EXPECT_EQ(file.get("a").elements(), 1);
 }
 
+// What safetensors 0.8 was seen to accept (crate and Python package alike).
+TEST(Safetensors, ReadsWhatTheReferenceReads) {
+  const std::string a = R"("a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]})";
+  const std::vector<std::string> headers = {
+      R"({"__metadata__":null,)" + a + "}",
+      R"({"__metadata__":{"k":"1","k":"2"},)" + a + "}",
+      R"({"a":{"dtype":"U8","x":{"y":[1,null,{"z":2.5e3}],"dtype":7},"shape":[4],)"
+      R"("data_offsets":[0,4],"x":-1,"n":null,"t":true,"s":"text"}})",
+      "{" + a + "," + a + "}",
+      R"({"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]},)" + a + "}",
+      R"({"a":["U8",[4],[0,4]]})",
+      " \n{" + a + "}\n\t  ",
+      R"({"z":{"dtype":"U8","shape":[0],"data_offsets":[4,4]},)" + a + "}",
+      R"({"a":{"x":)" + std::string(120, '[') + std::string(120, ']') +
+          R"(,"dtype":"U8","shape":[4],"data_offsets":[0,4]}})",
+  };
+  for (const std::string& header : headers) {
+    const TensorFile file = parse(make(header, 4));
+    const TensorInfo& tensor = file.get("a");
+    EXPECT_EQ(tensor.dtype, DType::U8) << header;
+    EXPECT_EQ(tensor.shape, (std::vector<int64_t>{4})) << header;
+    EXPECT_EQ(tensor.bytes, 4u) << header;
+  }
+  EXPECT_EQ(parse(make(headers[1], 4)).metadata.at("k"), "2");
+  EXPECT_TRUE(parse(make(headers[0], 4)).metadata.empty());
+  EXPECT_EQ(parse(make(headers[7], 4)).get("z").bytes, 0u);
+  struct Type {
+    const char* name;
+    const char* shape;
+    size_t bytes;
+  };
+  for (const Type& type :
+       {Type{"F4", "[2]", 1}, Type{"F4", "[2,3]", 3}, Type{"F6_E2M3", "[4]", 3},
+        Type{"F6_E3M2", "[2,2]", 3}, Type{"F8_E8M0", "[4]", 4}, Type{"F8_E4M3FNUZ", "[4]", 4},
+        Type{"F8_E5M2FNUZ", "[4]", 4}, Type{"C64", "[1]", 8}}) {
+    const TensorFile file =
+        parse(make(fmt::format(R"({{"a":{{"dtype":"{}","shape":{},"data_offsets":[0,{}]}}}})",
+                               type.name, type.shape, type.bytes),
+                   type.bytes));
+    EXPECT_STREQ(dtype_name(file.get("a").dtype), type.name);
+    EXPECT_EQ(file.get("a").bytes, type.bytes);
+  }
+}
+
 TEST(Safetensors, RefusesHostileFiles) {
   struct Case {
     std::string bytes;
@@ -166,7 +210,7 @@ TEST(Safetensors, RefusesHostileFiles) {
     return "{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}";
   };
   const std::vector<Case> cases = {
-      {"", {"0 bytes are too few"}},
+      {"", {"is empty"}},
       {"1234567", {"7 bytes are too few"}},
       {length(uint64_t{1} << 63, "{}"), {"9223372036854775808", "at most 100000000"}},
       {length(~uint64_t{0}, "{}"), {"18446744073709551615"}},
@@ -182,21 +226,33 @@ TEST(Safetensors, RefusesHostileFiles) {
       {make("{\"a\xff\":1}", 0), {"not valid JSON", "UTF-8"}},
       {make("{\"a\\ud800\":1}", 0), {"not valid JSON", "surrogate"}},
       {make(std::string(1000, '['), 0), {"must be a JSON object"}},
-      {make("{" + a + "," + a + "}", 4), {"'a'", "stands twice"}},
-      {make(R"({"__metadata__":{"k":"1","k":"2"}})", 0), {"__metadata__", "'k' stands twice"}},
       {make(R"({"__metadata__":{},"__metadata__":{}})", 0), {"__metadata__", "stands twice"}},
+      {make(R"({"__metadata__":null,"__metadata__":{}})", 0), {"__metadata__", "stands twice"}},
+      {make(R"({"__metadata__":[]})", 0), {"__metadata__", "must be an object, found an array"}},
+      {make(R"({"__metadata__":"x"})", 0), {"__metadata__", "must be an object, found a string"}},
+      {make(R"({"__metadata__":{"k":null}})", 0), {"__metadata__", "'k' cannot be null"}},
       {make(R"({"__metadata__":{"k":1}})", 0), {"__metadata__", "'k' cannot be a number"}},
       {make(R"({"__metadata__":{"k":{}}})", 0), {"__metadata__", "'k' cannot be an object"}},
       {make(R"({"__metadata__":{"k":[]}})", 0), {"__metadata__", "'k' cannot be an array"}},
       {make(R"({"a":null})", 0), {"'a'", "must be an object"}},
-      {make(R"({"a":[]})", 0), {"'a'", "must be an object, found an array"}},
+      {make(R"({"a":[]})", 0), {"'a'", "'dtype' is missing"}},
+      {make(R"({"a":["U8",[1]]})", 0), {"'a'", "'data_offsets' is missing"}},
+      {make(R"({"a":["U8",[1],[0,1],7]})", 1), {"'a'", "goes on"}},
+      {make(R"({"a":["U8",{},[0,1]]})", 1), {"'a'", "'shape' cannot be an object"}},
+      {make(R"({"a":[null,[1],[0,1]]})", 1), {"'a'", "'dtype' cannot be null"}},
+      {make(R"({"a":[[1],"U8",[0,1]]})", 1), {"'a'", "'dtype' cannot be an array"}},
+      {one(R"({"x":)" + std::string(126, '[') + std::string(126, ']') + "}", 0),
+       {"'a'", "'x' is nested too deep"}},
+      {one(R"({"x":NaN})", 0), {"not valid JSON"}},
       {one(R"({"dtype":"U8","dtype":"U8"})", 0), {"'a'", "'dtype' stands twice"}},
       {one(R"({"dtype":7})", 0), {"'a'", "'dtype' cannot be a number"}},
       {one(R"({"dtype":["U8"]})", 0), {"'a'", "'dtype' cannot be an array"}},
       {one(R"({"dtype":"U8"})", 0), {"'a'", "'shape' is missing"}},
       {one(R"({"dtype":"U8","shape":[]})", 0), {"'a'", "'data_offsets' is missing"}},
       {one(R"({"shape":[],"data_offsets":[0,1]})", 1), {"'a'", "'dtype' is missing"}},
-      {one(R"({"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1})", 1), {"'x' is not known"}},
+      {one(entry("F4", "[3]", "[0,2]"), 2), {"'a'", "F4 of shape [3] does not fill whole bytes"}},
+      {one(entry("F6_E2M3", "[5]", "[0,4]"), 4), {"'a'", "does not fill whole bytes"}},
+      {one(entry("F4", "[4611686018427387904,4]", "[0,4]"), 4), {"'a'", "too large"}},
       {one(entry("U7", "[1]", "[0,1]"), 1), {"'a'", "dtype 'U7'"}},
       {one(entry("U8", "[-1]", "[0,1]"), 1), {"'a'", "negative", "shape"}},
       {one(entry("U8", "[1.0]", "[0,1]"), 1), {"'a'", "1.0", "not an integer"}},
@@ -266,12 +322,25 @@ TEST(Safetensors, ReadsShards) {
   EXPECT_EQ(file.get("b").dtype, DType::F32);
   EXPECT_EQ(std::memcmp(file.get("a").data, "abcdefgh", 8), 0);
   expect_error([&] { index(R"({"c":"m-1.safetensors"})"); }, {"m-1.safetensors", "'c' is missing"});
-  expect_error([&] { index(R"({"a":"m-3.safetensors"})"); }, {"m-3.safetensors", "No such file"});
+  expect_error([&] { index(R"({"a":"m-3.safetensors","b":"m-2.safetensors"})"); },
+               {"1 of the 2 files", "m-3.safetensors", "fetch"});
   expect_error([&] { index(R"({"a":"../m-1.safetensors"})"); }, {"'../m-1.safetensors'", "plain"});
   expect_error([&] { index(R"({"a":"/etc/passwd"})"); }, {"'/etc/passwd'", "plain"});
   expect_error([&] { index(R"({"a":1})"); }, {"'a' must be a string, found 1"});
   expect_error([&] { index(R"({"a":"m-1.safetensors","a":"m-1.safetensors"})"); },
                {"stands twice"});
+  // One file under two names.
+  std::filesystem::create_symlink("m-1.safetensors", folder / "link.safetensors");
+  EXPECT_EQ(index(R"({"a":"link.safetensors","b":"m-2.safetensors"})").get("a").bytes, 8u);
+  std::filesystem::create_symlink("gone", folder / "model.safetensors");
+  std::filesystem::remove(folder / "model.safetensors.index.json");
+  expect_error([&] { open_safetensors_folder(folder.path()); },
+               {"model.safetensors", "link to a file that is not there"});
+  std::filesystem::remove(folder / "model.safetensors");
+  expect_error([&] { open_safetensors_folder(folder.path()); },
+               {"link.safetensors, m-1.safetensors, m-2.safetensors", "save_pretrained"});
+  write_all(folder / "adapter_config.json", "{}");
+  expect_error([&] { open_safetensors_folder(folder.path()); }, {"adapter", "merge"});
   write_safetensors(folder / "model.safetensors", {info("only", DType::U8, {8}, data)});
   EXPECT_NE(open_safetensors_folder(folder.path()).find("only"), nullptr);
 }

@@ -8,6 +8,7 @@
 
 #include "io/describe.h"
 #include "io/error.h"
+#include "io/file_kind.h"
 #include "io/json.h"
 #include "io/llama2c.h"
 #include "io/mapped_file.h"
@@ -155,7 +156,7 @@ Tokenizer with_folder_facts(const Tokenizer& plain, const fs::path& folder, bool
   return tokenizer.with_special(std::move(special));
 }
 
-bool is_gguf(const fs::path& path) { return path.extension() == ".gguf"; }
+bool is_gguf(const fs::path& path) { return is_gguf_file(path.string()); }
 
 }  // namespace
 
