@@ -9,7 +9,7 @@
 #include <torch/version.h>
 
 #include "bench/cases.h"
-#include "cache/kv_state.h"
+#include "cache/rows.h"
 #include "op/attend.h"
 
 namespace heed::bench {
@@ -156,7 +156,7 @@ Case sequence_case(const Shape& s, bool gradients) {
 // ---- decoding: one query a head over a cache of pages, as a model's step runs it ----------------
 
 struct Cache {
-  std::unique_ptr<KvState> state;
+  std::unique_ptr<Rows> state;
   std::vector<kernel::Segment> segments;
   std::vector<kernel::AttendJob> jobs;
   kernel::AttendTable table;
@@ -165,10 +165,11 @@ struct Cache {
 };
 
 void fill_cache(Cache& c, const Shape& s) {
-  KvOptions options;
-  options.head_dim = s.dim;
-  options.dtype = at::kHalf;
-  c.state = std::make_unique<KvState>(std::vector<HeadProgram>(s.kv_heads), options);
+  RowsPart part;
+  part.k_dim = part.v_dim = s.dim;
+  part.dtype = at::kHalf;
+  part.programs.resize(s.kv_heads);
+  c.state = std::make_unique<Rows>(part, at::kCPU);
   const Tensor k = at::randn({s.tokens, s.kv_heads, s.dim}).to(at::kHalf);
   const Tensor v = at::randn({s.tokens, s.kv_heads, s.dim}).to(at::kHalf);
   c.state->append(k, v);

@@ -39,6 +39,7 @@ int64_t visible_keys(const Decoder& model, const Programs* programs, int64_t beg
   const int64_t group = config.heads / config.kv_heads;
   int64_t sum = 0;
   for (int64_t l = 0; l < config.layers; ++l) {
+    if (!model.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       const HeadProgram program = programs ? programs->heads[l][h] : HeadProgram();
       for (int64_t p = begin; p < end; ++p) sum += group * program.kept(p + 1);

@@ -4,7 +4,9 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "io/error.h"
 #include "op/attend.h"
 
 namespace heed {
@@ -36,47 +38,83 @@ struct Workspace {
   std::vector<size_t> first;  // of each job's segments
 };
 
+// The keys and values of the rows themselves, in the cache's dtype, and what is added to their
+// logits.
+struct OwnRows {
+  at::Tensor k, v, bias;
+
+  kernel::Segment segment(int64_t begin, int64_t head, int64_t queries, int64_t position) const {
+    kernel::Segment own;
+    own.k = row_pointer(k, begin, head);
+    own.v = row_pointer(v, begin, head);
+    own.k_stride = k.stride(0);
+    own.v_stride = v.stride(0);
+    own.length = queries;
+    own.position = position;
+    if (bias.defined()) {
+      own.bias = reinterpret_cast<const float*>(row_pointer(bias, begin, head));
+      own.bias_stride = bias.stride(0);
+      own.bias_head_stride = bias.size(2) > 1 ? 1 : 0;
+    }
+    return own;
+  }
+  void append_to(Rows& state, int64_t begin, int64_t count) const {
+    at::Tensor column;
+    if (bias.defined()) column = bias.narrow(0, begin, count);
+    state.append(k.narrow(0, begin, count), v.narrow(0, begin, count),
+                 {&column, static_cast<size_t>(bias.defined())});
+  }
+};
+
+kernel::AttendTable table_of(const Workspace& work, const at::Tensor& q, const OwnRows& own,
+                             at::ScalarType cache_type, const AttendRule& rule) {
+  kernel::AttendTable table;
+  table.jobs = work.jobs.data();
+  table.job_count = static_cast<int64_t>(work.jobs.size());
+  table.group = static_cast<int32_t>(q.size(1) / own.k.size(1));
+  table.head_dim = static_cast<int32_t>(q.size(2));
+  table.value_dim = static_cast<int32_t>(own.v.size(2));
+  table.q_dtype = kernel_dtype(q.scalar_type());
+  table.kv_dtype = kernel_dtype(cache_type);
+  table.scale = static_cast<float>(rule.scale);
+  table.weight = rule.weight;
+  table.soft_cap = static_cast<float>(rule.soft_cap);
+  return table;
+}
+
 at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                      std::span<const int64_t> bounds, std::span<KvState* const> states,
-                      const std::vector<HeadProgram>& programs, double scale) {
+                      std::span<const int64_t> bounds, std::span<Rows* const> states,
+                      const std::vector<HeadProgram>& programs, const AttendRule& rule,
+                      const at::Tensor& bias) {
   thread_local Workspace work;
   work.jobs.clear();
   work.segments.clear();
   work.first.clear();
   const int64_t heads = k.size(1), group = q.size(1) / heads;
-  const auto cache_type = states.empty() ? k.scalar_type() : states[0]->options().dtype;
+  const auto cache_type = states.empty() ? k.scalar_type() : states[0]->part().dtype;
   at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
-  at::Tensor chunk_k = k, chunk_v = v;  // in the cache's dtype
+  OwnRows own{k, v, bias};
   if (k.scalar_type() != cache_type) {
     bool chunk = false;
     for (size_t s = 0; s + 1 < bounds.size(); ++s) chunk |= bounds[s + 1] - bounds[s] > 1;
     if (chunk) {
-      chunk_k = k.to(cache_type);
-      chunk_v = v.to(cache_type);
+      own.k = k.to(cache_type);
+      own.v = v.to(cache_type);
     }
   }
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
     const int64_t begin = bounds[s], queries = bounds[s + 1] - begin;
     if (queries == 0) continue;
-    KvState* state = states.empty() ? nullptr : states[s];
+    Rows* state = states.empty() ? nullptr : states[s];
     const int64_t past = state ? state->length() : 0;
     const bool append_first = state && queries == 1;
     const bool sees_all = state && state->sees_all(queries);
-    if (append_first) state->append(k.narrow(0, begin, 1), v.narrow(0, begin, 1));
+    if (append_first) own.append_to(*state, begin, 1);
     for (int64_t h = 0; h < heads; ++h) {
-      const HeadProgram& program = state ? state->programs()[h] : programs[h];
+      const HeadProgram& program = state ? state->part().programs[h] : programs[h];
       work.first.push_back(work.segments.size());
       if (state) state->add_segments(h, work.segments);
-      if (!append_first) {
-        kernel::Segment own;
-        own.k = row_pointer(chunk_k, begin, h);
-        own.v = row_pointer(chunk_v, begin, h);
-        own.k_stride = chunk_k.stride(0);
-        own.v_stride = chunk_v.stride(0);
-        own.length = queries;
-        own.position = past;
-        work.segments.push_back(own);
-      }
+      if (!append_first) work.segments.push_back(own.segment(begin, h, queries, past));
       kernel::AttendJob job;
       job.q = row_pointer(q, begin, h * group);
       job.q_stride = q.stride(0);
@@ -87,6 +125,8 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
       job.queries = queries;
       job.q_position = past;
       job.segment_count = static_cast<int32_t>(work.segments.size() - work.first.back());
+      job.sigmoid_bias = static_cast<float>(rule.sigmoid_bias);
+      if (rule.slopes.defined()) job.slopes = rule.slopes.const_data_ptr<float>() + h * group;
       if (!sees_all) {
         job.window = program.window;
         job.sinks = program.sinks;
@@ -97,117 +137,180 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   for (size_t i = 0; i < work.jobs.size(); ++i) {
     work.jobs[i].segments = work.segments.data() + work.first[i];
   }
-  kernel::AttendTable table;
-  table.jobs = work.jobs.data();
-  table.job_count = static_cast<int64_t>(work.jobs.size());
-  table.group = static_cast<int32_t>(group);
-  table.head_dim = static_cast<int32_t>(q.size(2));
-  table.value_dim = static_cast<int32_t>(v.size(2));
-  table.q_dtype = kernel_dtype(q.scalar_type());
-  table.kv_dtype = kernel_dtype(cache_type);
-  table.scale = static_cast<float>(scale);
-  op::attend_jobs(table);
+  op::attend_jobs(table_of(work, q, own, cache_type, rule));
   for (size_t s = 0; s + 1 < bounds.size() && !states.empty(); ++s) {
     const int64_t begin = bounds[s], queries = bounds[s + 1] - begin;
-    if (queries > 1) {
-      states[s]->append(chunk_k.narrow(0, begin, queries), chunk_v.narrow(0, begin, queries));
-    }
+    if (queries > 1) own.append_to(*states[s], begin, queries);
   }
   return out;
 }
 
-using Group = GroupedRows::Group;
+using Group = Rows::Group;
 
 // x [T, Hk * group, D] as [T, n heads, group, D] of the program's heads.
 at::Tensor queries_of(const Group& g, const at::Tensor& q, int64_t kv_heads) {
   return heads_of(g, q.unflatten(1, {kv_heads, q.size(1) / kv_heads}));
 }
 
-// One query a head over all that its group keeps: [n heads, group, D] in float32.
-at::Tensor attend_kept(const at::Tensor& q, const Group& g, int64_t length, double scale) {
+// The weights of logits x [n, group, Tq, keys] (scaled): bias [n, keys, width] is added, keys that
+// are not visible [Tq, keys] get none. ALiBi's distances need the positions, float [Tq] and [keys].
+at::Tensor weigh(at::Tensor x, const Group& g, const AttendRule& rule, const at::Tensor& bias,
+                 const at::Tensor& visible, const at::Tensor& p, const at::Tensor& j) {
+  if (rule.soft_cap > 0) x = at::tanh(x / rule.soft_cap) * rule.soft_cap;
+  if (rule.slopes.defined()) {
+    at::Tensor slopes = rule.slopes.to(x.device(), x.scalar_type());
+    const int64_t group = x.size(1);
+    slopes = slopes.view({-1, group});
+    if (g.index.defined()) slopes = slopes.index_select(0, g.index);
+    const at::Tensor distance = (p.unsqueeze(1) - j.unsqueeze(0)).abs();
+    x = x - slopes.unsqueeze(-1).unsqueeze(-1) * distance;
+  }
+  if (bias.defined()) x = x + bias.transpose(1, 2).unsqueeze(2).to(x.scalar_type());
+  if (rule.weight == kernel::Weight::kSigmoid) {
+    const at::Tensor w = at::sigmoid(x + rule.sigmoid_bias);
+    return visible.defined() ? w * visible : w;
+  }
+  if (visible.defined()) x = x.masked_fill(visible.logical_not(), -INFINITY);
+  return at::softmax(x, -1);
+}
+
+bool plain(const AttendRule& rule, const at::Tensor& bias) {
+  return rule.weight == kernel::Weight::kSoftmax && rule.soft_cap == 0 && !rule.slopes.defined() &&
+         !bias.defined();
+}
+
+// Positions of the rows of runs, in their order.
+at::Tensor positions_of(const std::vector<Rows::Run>& runs, const at::TensorOptions& options) {
+  std::vector<at::Tensor> parts = {at::empty({0}, options)};
+  for (const Rows::Run& run : runs) {
+    parts.push_back(at::arange(run.position, run.position + run.k.size(1), options));
+  }
+  return at::cat(parts);
+}
+
+// One query a head over all that its group keeps: [n heads, group, Dv] in float32.
+at::Tensor attend_kept(const at::Tensor& q, const Group& g, const Rows& state,
+                       const AttendRule& rule, bool biased) {
   const auto wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const GroupedRows::Rows held = GroupedRows::held(g, length);
+  if (biased || rule.slopes.defined()) {  // needs each row's position
+    std::vector<at::Tensor> ks, vs, bs;
+    const auto runs = state.runs(g);
+    for (const Rows::Run& run : runs) {
+      ks.push_back(run.k.to(wide));
+      vs.push_back(run.v.to(wide));
+      if (biased) bs.push_back(run.columns[0]);
+    }
+    const at::Tensor j = positions_of(runs, q.options().dtype(wide));
+    const at::Tensor p = at::full({1}, static_cast<double>(state.length() - 1), j.options());
+    const at::Tensor x = at::bmm(q.to(wide).mul(rule.scale), at::cat(ks, 1).transpose(1, 2));
+    const at::Tensor w =
+        weigh(x.unsqueeze(2), g, rule, biased ? at::cat(bs, 1) : at::Tensor(), {}, p, j);
+    return at::bmm(w.squeeze(2), at::cat(vs, 1));
+  }
+  const Rows::Run held = state.held(g);
   at::Tensor keys = held.k.to(wide), values = held.v.to(wide);
   if (g.mean) {
     keys = at::cat({keys, g.mean->k}, 1);
     values = at::cat({values, g.mean->v}, 1);
   }
-  const at::Tensor scores = at::bmm(q.to(wide).mul(scale), keys.transpose(1, 2));
+  const at::Tensor scores = at::bmm(q.to(wide).mul(rule.scale), keys.transpose(1, 2));
   if (g.mean) scores.narrow(2, scores.size(2) - 1, 1).add_(g.mean->bias);
-  return at::bmm(at::softmax(scores, -1), values);
+  if (plain(rule, {})) return at::bmm(at::softmax(scores, -1), values);
+  return at::bmm(weigh(scores.unsqueeze(2), g, rule, {}, {}, {}, {}).squeeze(2), values);
 }
 
 // Queries at positions past, past + 1, ... of a group's heads [T, n, group, D] over what it kept
-// before and the same tokens' keys and values [n, T, D]; returns [n, group, T, D].
-at::Tensor attend_chunk(const at::Tensor& q, const at::Tensor& own_k, const at::Tensor& own_v,
-                        const std::vector<GroupedRows::Run>& runs, const HeadProgram& program,
-                        int64_t past, double scale) {
+// before and the same tokens' keys and values [n, T, D]; returns [n, group, T, Dv].
+at::Tensor attend_chunk(const at::Tensor& q, const OwnRows& own, const std::vector<Rows::Run>& runs,
+                        const Group& g, const HeadProgram& program, int64_t past,
+                        const AttendRule& rule) {
   const int64_t queries = q.size(0), heads = q.size(1), group = q.size(2);
-  std::vector<at::Tensor> ks, vs, positions;
+  std::vector<at::Tensor> ks, vs, bs;
   const auto longs = q.options().dtype(at::kLong);
-  for (const GroupedRows::Run& run : runs) {
+  for (const Rows::Run& run : runs) {
     ks.push_back(run.k.to(q.scalar_type()));
     vs.push_back(run.v.to(q.scalar_type()));
-    positions.push_back(at::arange(run.position, run.position + run.k.size(1), longs));
+    if (own.bias.defined()) bs.push_back(run.columns[0]);
   }
-  ks.push_back(own_k);
-  vs.push_back(own_v);
-  const auto per_query_head = [&](const std::vector<at::Tensor>& parts) {
-    const at::Tensor all = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
-    return all.repeat_interleave(group, 0).unsqueeze(0);
+  ks.push_back(own.k);
+  vs.push_back(own.v);
+  if (own.bias.defined()) bs.push_back(own.bias);
+  const auto joined = [](const std::vector<at::Tensor>& parts) {
+    return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
   };
-  const at::Tensor key = per_query_head(ks), value = per_query_head(vs);
+  const auto per_query_head = [&](const std::vector<at::Tensor>& parts) {
+    return joined(parts).repeat_interleave(group, 0).unsqueeze(0);
+  };
   const at::Tensor query = q.permute({1, 2, 0, 3}).flatten(0, 1).unsqueeze(0);
-  at::Tensor out;
-  if (runs.empty() && program.full()) {
-    out = at::scaled_dot_product_attention(query, key, value, {}, 0.0, true, scale);
-  } else {
-    const at::Tensor own = at::arange(past, past + queries, longs);
-    positions.push_back(own);
-    const at::Tensor j = at::cat(positions).unsqueeze(0), p = own.unsqueeze(1);
-    at::Tensor visible = j <= p;
-    if (!program.full()) {
-      visible = visible.logical_and((j < program.sinks).logical_or(j > p - program.window));
-    }
-    out = at::scaled_dot_product_attention(query, key, value, visible, 0.0, false, scale);
+  const bool simple = plain(rule, own.bias);
+  if (runs.empty() && program.full() && simple) {
+    const at::Tensor out = at::scaled_dot_product_attention(
+        query, per_query_head(ks), per_query_head(vs), {}, 0.0, true, rule.scale);
+    return out[0].unflatten(0, {heads, group});
   }
-  return out[0].unflatten(0, {heads, group});
+  const at::Tensor ours = at::arange(past, past + queries, longs);
+  const at::Tensor j = at::cat({positions_of(runs, longs), ours}).unsqueeze(0);
+  const at::Tensor p = ours.unsqueeze(1);
+  at::Tensor visible = j <= p;
+  if (!program.full()) {
+    visible = visible.logical_and((j < program.sinks).logical_or(j > p - program.window));
+  }
+  if (simple) {
+    const at::Tensor out = at::scaled_dot_product_attention(
+        query, per_query_head(ks), per_query_head(vs), visible, 0.0, false, rule.scale);
+    return out[0].unflatten(0, {heads, group});
+  }
+  const auto wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor keys = joined(ks).to(wide).unsqueeze(1), values = joined(vs).to(wide);
+  const at::Tensor x =
+      at::matmul(q.permute({1, 2, 0, 3}).to(wide).mul(rule.scale), keys.transpose(2, 3));
+  const at::Tensor w = weigh(x, g, rule, own.bias.defined() ? joined(bs) : at::Tensor(), visible,
+                             ours.to(wide), j[0].to(wide));
+  return at::matmul(w, values.unsqueeze(1)).to(q.scalar_type());
 }
 
 }  // namespace
 
 at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                 std::span<const int64_t> bounds, std::span<KvState* const> states,
-                                 const std::vector<HeadProgram>& programs, double scale) {
+                                 std::span<const int64_t> bounds, std::span<Rows* const> states,
+                                 const std::vector<HeadProgram>& programs, const AttendRule& rule,
+                                 const at::Tensor& bias) {
   const int64_t heads = k.size(1), group = q.size(1) / heads;
   std::vector<Group> stateless;
   if (states.empty()) stateless = group_heads(programs, q.device());
   at::Tensor out = at::empty({q.size(0), heads, group, v.size(2)}, q.options());
+  const OwnRows given{k, v, bias};
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
     const int64_t begin = bounds[s], queries = bounds[s + 1] - begin;
     if (queries == 0) continue;
-    KvState* state = states.empty() ? nullptr : states[s];
-    if (state && !state->grouped()) throw UsageError("this state does not group its heads");
+    Rows* state = states.empty() ? nullptr : states[s];
+    if (state && !state->part().grouped) throw UsageError("this state does not group its heads");
     const at::Tensor qs = q.narrow(0, begin, queries);
-    const at::Tensor ks = k.narrow(0, begin, queries), vs = v.narrow(0, begin, queries);
     const int64_t past = state ? state->length() : 0;
     const bool sees_all = state && state->sees_all(queries);
     const bool step = state && queries == 1;  // its ring then holds exactly what it sees
-    if (step) state->append(ks, vs);
-    const auto cache_type = state ? state->options().dtype : k.scalar_type();
+    if (step) given.append_to(*state, begin, 1);
+    const auto cache_type = state ? state->part().dtype : k.scalar_type();
     const auto own = [&](const Group& g, const at::Tensor& x) {  // as the cache will hold it
-      return heads_of(g, x).to(cache_type).to(q.scalar_type()).transpose(0, 1);
+      return heads_of(g, x.narrow(0, begin, queries))
+          .to(cache_type)
+          .to(q.scalar_type())
+          .transpose(0, 1);
     };
-    for (const Group& g : state ? state->grouped()->groups() : stateless) {
+    for (const Group& g : state ? state->groups() : stateless) {
       const at::Tensor query = queries_of(g, qs, heads);
-      at::Tensor result;  // [T, n, group, D]
+      at::Tensor result;  // [T, n, group, Dv]
       if (step) {
-        result = attend_kept(query[0], g, past + 1, scale).unsqueeze(0);
+        result = attend_kept(query[0], g, *state, rule, bias.defined()).unsqueeze(0);
       } else {
-        const auto runs = past > 0 ? GroupedRows::runs(g, past) : std::vector<GroupedRows::Run>{};
-        result = attend_chunk(query, own(g, ks), own(g, vs), runs,
-                              sees_all ? HeadProgram{} : g.program, past, scale)
-                     .permute({2, 0, 1, 3});
+        OwnRows rows{own(g, k), own(g, v), {}};
+        if (bias.defined()) {
+          rows.bias = heads_of(g, bias.narrow(0, begin, queries)).transpose(0, 1);
+        }
+        const auto runs = past > 0 ? state->runs(g) : std::vector<Rows::Run>{};
+        result =
+            attend_chunk(query, rows, runs, g, sees_all ? HeadProgram{} : g.program, past, rule)
+                .permute({2, 0, 1, 3});
       }
       at::Tensor target = out.narrow(0, begin, queries);
       if (g.index.defined()) {
@@ -216,16 +319,16 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
         target.copy_(result);
       }
     }
-    if (state && !step) state->append(ks, vs);
+    if (state && !step) given.append_to(*state, begin, queries);
   }
   return out.flatten(1, 2);
 }
 
-void attend_held(const at::Tensor& q, const KvState& state, double scale, at::Tensor& out) {
-  const auto heads = static_cast<int64_t>(state.programs().size());
-  for (const Group& g : state.grouped()->groups()) {
+void attend_held(const at::Tensor& q, const Rows& state, const AttendRule& rule, at::Tensor& out) {
+  const int64_t heads = state.heads();
+  for (const Group& g : state.groups()) {
     const at::Tensor result =
-        attend_kept(queries_of(g, q.unsqueeze(0), heads)[0], g, state.length(), scale);
+        attend_kept(queries_of(g, q.unsqueeze(0), heads)[0], g, state, rule, false);
     at::Tensor target = out.unflatten(0, {heads, out.size(0) / heads});
     if (g.index.defined()) {
       target.index_copy_(0, g.index, result.to(out.scalar_type()));
@@ -243,16 +346,16 @@ bool keeps_means(const std::vector<HeadProgram>& programs) {
 }
 
 // Whether a chunk must go token by token: the mean of what was dropped moves with every token.
-bool goes_by_token(const KvState& state, int64_t queries) {
+bool goes_by_token(const Rows& state, int64_t queries) {
   if (queries == 1 || state.sees_all(queries)) return false;
   const int64_t length = state.length() + queries;
-  return std::any_of(state.programs().begin(), state.programs().end(),
+  return std::any_of(state.part().programs.begin(), state.part().programs.end(),
                      [&](const HeadProgram& p) { return p.kept(length) > p.held(length); });
 }
 
 at::Tensor attend_by_token(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           std::span<const int64_t> bounds, std::span<KvState* const> states,
-                           double scale) {
+                           std::span<const int64_t> bounds, std::span<Rows* const> states,
+                           const AttendRule& rule) {
   at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
     const int64_t queries = bounds[s + 1] - bounds[s];
@@ -262,7 +365,7 @@ at::Tensor attend_by_token(const at::Tensor& q, const at::Tensor& k, const at::T
     for (int64_t row = bounds[s]; row < bounds[s + 1]; row += count) {
       const auto rows = [&](const at::Tensor& x) { return x.narrow(0, row, count); };
       rows(out).copy_(
-          attend_states(rows(q), rows(k), rows(v), part, states.subspan(s, 1), {}, scale));
+          attend_states(rows(q), rows(k), rows(v), part, states.subspan(s, 1), {}, rule));
     }
   }
   return out;
@@ -271,36 +374,38 @@ at::Tensor attend_by_token(const at::Tensor& q, const at::Tensor& k, const at::T
 }  // namespace
 
 at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         std::span<const int64_t> bounds, std::span<KvState* const> states,
-                         const std::vector<HeadProgram>& programs, double scale) {
+                         std::span<const int64_t> bounds, std::span<Rows* const> states,
+                         const std::vector<HeadProgram>& programs, const AttendRule& rule,
+                         const at::Tensor& bias) {
   if (states.empty() && keeps_means(programs)) {
-    KvOptions options;
-    options.head_dim = k.size(2);
-    options.dtype = k.scalar_type() == at::kDouble ? at::kFloat : k.scalar_type();
-    options.device = k.device();
-    options.grouped = !k.is_cpu();
-    std::vector<std::unique_ptr<KvState>> own;
-    std::vector<KvState*> list;
+    RowsPart part;
+    part.k_dim = k.size(2);
+    part.v_dim = v.size(2);
+    part.programs = programs;
+    part.dtype = k.scalar_type() == at::kDouble ? at::kFloat : k.scalar_type();
+    part.grouped = !k.is_cpu();
+    std::vector<std::unique_ptr<Rows>> own;
+    std::vector<Rows*> list;
     for (size_t s = 0; s + 1 < bounds.size(); ++s) {
-      own.push_back(std::make_unique<KvState>(programs, options));
+      own.push_back(std::make_unique<Rows>(part, k.device()));
       list.push_back(own.back().get());
     }
-    return attend_states(q, k, v, bounds, list, {}, scale);
+    return attend_states(q, k, v, bounds, list, {}, rule, bias);
   }
   for (size_t s = 0; s < states.size(); ++s) {
     if (goes_by_token(*states[s], bounds[s + 1] - bounds[s])) {
-      return attend_by_token(q, k, v, bounds, states, scale);
+      return attend_by_token(q, k, v, bounds, states, rule);
     }
   }
-  if (!q.is_cpu() || (!states.empty() && states[0]->grouped())) {
-    return attend_states_grouped(q, k, v, bounds, states, programs, scale);
+  if (!q.is_cpu() || (!states.empty() && states[0]->part().grouped)) {
+    return attend_states_grouped(q, k, v, bounds, states, programs, rule, bias);
   }
-  if (q.scalar_type() == at::kHalf || q.scalar_type() == at::kDouble) {
+  if (q.scalar_type() == at::kDouble) {
     return attend_cpu(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat), bounds, states,
-                      programs, scale)
+                      programs, rule, bias)
         .to(q.scalar_type());
   }
-  return attend_cpu(q, k, v, bounds, states, programs, scale);
+  return attend_cpu(q, k, v, bounds, states, programs, rule, bias);
 }
 
 }  // namespace heed

@@ -88,16 +88,21 @@ double run_chunks(const Decoder& model, std::span<const int64_t> tokens, Decoder
   return spent;
 }
 
+// The keys and values of a layer that has any.
+const Rows* rows_of(const DecoderState& state, int64_t l) {
+  return state.layer(l).parts() > 0 ? state.layer(l).find_rows(0) : nullptr;
+}
+
 // ||out - softmax(scale q K^T) V|| / ||.|| over the rows that a head keeps (and the mean of those
 // it dropped), in float64. q, out [D].
-double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv, int64_t head) {
+double head_error(const at::Tensor& q, const at::Tensor& out, const Rows& kv, int64_t head) {
   std::vector<at::Tensor> k, v;
   for (const auto& run : kv.runs(head)) {
     k.push_back(run.k.to(at::kDouble));
     v.push_back(run.v.to(at::kDouble));
   }
   const double scale = 1 / std::sqrt(static_cast<double>(q.size(0)));
-  const KvState::Stand stand = kv.mean(head);
+  const Rows::Stand stand = kv.mean(head);
   if (stand.k.defined()) {
     k.push_back(stand.k.to(at::kDouble));
     v.push_back(stand.v.to(at::kDouble));
@@ -109,89 +114,87 @@ double head_error(const at::Tensor& q, const at::Tensor& out, const KvState& kv,
   return (out.to(at::kDouble).sub(expected).norm() / expected.norm()).item<double>();
 }
 
+// One layer's attention call over a state as it is, for one token.
+struct AttentionCall {
+  const Rows* kv = nullptr;
+  std::vector<kernel::Segment> segments;
+  std::vector<kernel::AttendJob> jobs;
+  kernel::AttendTable table;  // not where rows are grouped
+  at::Tensor q, out, lse;
+
+  AttentionCall(const Decoder& model, const Rows& rows);
+  AttentionCall(AttentionCall&&) = default;
+  double scale() const { return 1 / std::sqrt(static_cast<double>(q.size(1))); }
+  void run() {
+    if (kv->part().grouped) {
+      attend_held(q, *kv, scale(), out);
+    } else {
+      op::attend_jobs(table);
+    }
+  }
+};
+
+AttentionCall::AttentionCall(const Decoder& model, const Rows& rows) : kv(&rows) {
+  const RowsPart& part = rows.part();
+  const int64_t heads = rows.heads(), group = model.config().heads / heads;
+  const auto floats = at::TensorOptions().dtype(at::kFloat).device(model.options().device);
+  q = at::randn({heads * group, part.k_dim}, floats);
+  out = at::empty({heads * group, part.v_dim}, floats);
+  if (part.grouped) return;
+  lse = at::empty({heads * group});
+  std::vector<size_t> ends;
+  for (int64_t h = 0; h < heads; ++h) {
+    rows.add_segments(h, segments);
+    ends.push_back(segments.size());
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    const size_t begin = h > 0 ? ends[h - 1] : 0;
+    kernel::AttendJob job;
+    job.q = q.data_ptr<float>() + h * group * part.k_dim;
+    job.out = out.data_ptr<float>() + h * group * part.v_dim;
+    job.lse = lse.data_ptr<float>() + h * group;
+    job.q_stride = group * part.k_dim;
+    job.out_stride = group * part.v_dim;
+    job.q_head_stride = part.k_dim;
+    job.out_head_stride = part.v_dim;
+    job.lse_stride = group;
+    job.lse_head_stride = 1;
+    job.queries = 1;
+    job.q_position = rows.length() - 1;  // the last token, as in a step
+    job.window = part.programs[h].window;
+    job.sinks = part.programs[h].sinks;
+    job.segments = segments.data() + begin;
+    job.segment_count = static_cast<int32_t>(ends[h] - begin);
+    jobs.push_back(job);
+  }
+  table.jobs = jobs.data();
+  table.job_count = heads;
+  table.group = static_cast<int32_t>(group);
+  table.head_dim = static_cast<int32_t>(part.k_dim);
+  table.value_dim = static_cast<int32_t>(part.v_dim);
+  table.kv_dtype = part.dtype == at::kHalf       ? HEED_FLOAT16
+                   : part.dtype == at::kBFloat16 ? HEED_BFLOAT16
+                                                 : HEED_FLOAT32;
+  table.scale = static_cast<float>(scale());
+}
+
 // Times of one token's attention calls of all layers over the state as it is, and the largest error
 // of a first head.
 void time_attention(const Decoder& model, const DecoderState& state, int repeats, Latency& result) {
-  const auto& config = model.config();
-  struct Work {
-    const KvState* kv;
-    std::vector<kernel::Segment> segments;
-    std::vector<std::pair<size_t, size_t>> ranges;
-    std::vector<kernel::AttendJob> jobs;
-    kernel::AttendTable table;
-    at::Tensor q, out, lse;
-  };
-  std::vector<Work> layers;
-  for (int64_t l = 0; l < config.layers; ++l) {
-    const auto* kv = dynamic_cast<const KvState*>(&state.layer(l));
-    if (!kv) continue;
-    Work work;
-    work.kv = kv;
-    const int64_t heads = static_cast<int64_t>(kv->programs().size());
-    const int64_t group = config.heads / heads;
-    const int64_t width = kv->options().head_dim;
-    const auto floats = at::TensorOptions().dtype(at::kFloat).device(model.options().device);
-    work.q = at::randn({heads * group, width}, floats);
-    work.out = at::empty({heads * group, width}, floats);
-    if (kv->grouped()) {
-      layers.push_back(std::move(work));
-      continue;
-    }
-    work.lse = at::empty({heads * group});
-    for (int64_t h = 0; h < heads; ++h) {
-      const size_t begin = work.segments.size();
-      kv->add_segments(h, work.segments);
-      work.ranges.emplace_back(begin, work.segments.size());
-    }
-    for (int64_t h = 0; h < heads; ++h) {
-      kernel::AttendJob job;
-      job.q = work.q.data_ptr<float>() + h * group * width;
-      job.out = work.out.data_ptr<float>() + h * group * width;
-      job.lse = work.lse.data_ptr<float>() + h * group;
-      job.q_stride = job.out_stride = group * width;
-      job.q_head_stride = job.out_head_stride = width;
-      job.lse_stride = group;
-      job.lse_head_stride = 1;
-      job.queries = 1;
-      job.q_position = kv->length() - 1;  // the last token, as in a step
-      job.window = kv->programs()[h].window;
-      job.sinks = kv->programs()[h].sinks;
-      work.jobs.push_back(job);
-    }
-    work.table.group = static_cast<int32_t>(group);
-    work.table.head_dim = work.table.value_dim = static_cast<int32_t>(width);
-    const auto dtype = kv->options().dtype;
-    work.table.kv_dtype = dtype == at::kHalf       ? HEED_FLOAT16
-                          : dtype == at::kBFloat16 ? HEED_BFLOAT16
-                                                   : HEED_FLOAT32;
-    work.table.scale = 1.0f / std::sqrt(static_cast<float>(width));
-    layers.push_back(std::move(work));
-  }
-  for (auto& work : layers) {
-    for (size_t h = 0; h < work.jobs.size(); ++h) {
-      work.jobs[h].segments = work.segments.data() + work.ranges[h].first;
-      work.jobs[h].segment_count =
-          static_cast<int32_t>(work.ranges[h].second - work.ranges[h].first);
-    }
-    work.table.jobs = work.jobs.data();
-    work.table.job_count = static_cast<int64_t>(work.jobs.size());
+  std::vector<AttentionCall> layers;
+  for (int64_t l = 0; l < model.config().layers; ++l) {
+    if (const Rows* rows = rows_of(state, l)) layers.emplace_back(model, *rows);
   }
   for (int r = 0; r < repeats; ++r) {
     const auto start = Clock::now();
-    for (auto& work : layers) {
-      if (work.kv->grouped()) {
-        attend_held(work.q, *work.kv, 1 / std::sqrt(static_cast<double>(work.q.size(1))), work.out);
-      } else {
-        op::attend_jobs(work.table);
-      }
-    }
+    for (auto& layer : layers) layer.run();
     wait_for(model.options().device);
     result.attention_times.push_back(milliseconds_since(start));
   }
   result.attention_ms = median(result.attention_times);
-  for (const auto& work : layers) {
+  for (const auto& layer : layers) {
     result.attention_error =
-        std::max(result.attention_error, head_error(work.q[0], work.out[0], *work.kv, 0));
+        std::max(result.attention_error, head_error(layer.q[0], layer.out[0], *layer.kv, 0));
   }
 }
 
@@ -199,10 +202,8 @@ void count_bytes(const Decoder& model, const DecoderState& state, Latency& resul
   result.context = state.length();
   result.kv_bytes = state.bytes();
   for (int64_t l = 0; l < model.config().layers; ++l) {
-    if (const auto* kv = dynamic_cast<const KvState*>(&state.layer(l))) {
-      result.kv_formula += KvState::formula_bytes(
-          kv->programs(), kv->options().head_dim,
-          static_cast<int64_t>(c10::elementSize(kv->options().dtype)), result.context);
+    if (const Rows* rows = rows_of(state, l)) {
+      result.kv_formula += rows->part().formula_bytes(result.context);
     }
   }
 }

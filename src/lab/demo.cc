@@ -7,7 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
-#include "cache/kv_state.h"
+#include "cache/program.h"
 #include "cache/plan_programs.h"
 #include "io/atomic_file.h"
 #include "io/error.h"

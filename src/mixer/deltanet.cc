@@ -13,67 +13,53 @@ namespace {
 // Wb).
 class DeltaNetLayer : public RecurrentLayer {
  public:
-  explicit DeltaNetLayer(const LayerConfig& config) {
+  explicit DeltaNetLayer(const LayerConfig& config) : RecurrentLayer("deltanet", true) {
     LayerOptions options("deltanet", config);
     heads_ = options.heads();
-    key_dim_ = options.head_width("expand_k", 1.0);
-    value_dim_ = options.head_width("expand_v", 1.0);
-    taps_ = options.integer("conv", 4);
+    const int64_t key_dim = options.head_width("expand_k", 1.0);
+    const int64_t value_dim = options.head_width("expand_v", 1.0);
+    const int64_t taps = options.integer("conv", 4);
     beta_range_ = options.flag("negative_eigenvalues", false) ? 2.0 : 1.0;
-    gated_ = options.flag("output_gate", false);
+    const bool gated = options.flag("output_gate", false);
     options.close();
-    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
-    parameters_["q_proj.weight"] = init_projection(hk, c);
-    parameters_["k_proj.weight"] = init_projection(hk, c);
-    parameters_["v_proj.weight"] = init_projection(hv, c);
-    parameters_["b_proj.weight"] = init_projection(heads_, c);
-    parameters_["q_conv1d.weight"] = init_conv(hk, taps_);
-    parameters_["k_conv1d.weight"] = init_conv(hk, taps_);
-    parameters_["v_conv1d.weight"] = init_conv(hv, taps_);
-    parameters_["o_norm.weight"] = at::ones({value_dim_}, init_options());
-    parameters_["o_proj.weight"] = init_projection(c, hv);
-    if (gated_) parameters_["g_proj.weight"] = init_projection(hv, c);
+    const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
+    projection(q_, "q", hk, c);
+    projection(k_, "k", hk, c);
+    projection(v_, "v", hv, c);
+    params_.matrix(beta_, "b_proj.weight", heads_, c);
+    convolution(q_, "q", hk, taps);
+    convolution(k_, "k", hk, taps);
+    convolution(v_, "v", hv, taps);
+    params_.tensor(norm_, "o_norm.weight", at::ones({value_dim}, init_options()));
+    params_.matrix(out_, "o_proj.weight", c, hv);
+    if (gated) params_.matrix(gate_, "g_proj.weight", hv, c);
+    state_ = fixed("state", {1, heads_, key_dim, value_dim});
+    scan_.scale = 1.0 / std::sqrt(static_cast<double>(key_dim));
   }
 
-  at::Tensor forward(const at::Tensor& x, Call& call) override {
-    RecurrentPass pass("deltanet", x, call);
-    const auto token = [&](const char* name) {
-      const std::string n = name;
-      const at::Tensor y = project(x, parameter(n + "_proj.weight"));
-      return heads(at::silu(pass.short_conv("conv_" + n, y, parameter(n + "_conv1d.weight"))),
-                   heads_);
-    };
-    const at::Tensor q = l2_norm(token("q"), 1e-6), k = l2_norm(token("k"), 1e-6), v = token("v");
-    op::ScanInputs in;
-    in.beta = at::sigmoid(project(x, parameter("b_proj.weight")).to(at::kFloat)).mul(beta_range_);
-    op::ScanOptions options;
-    options.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
-    const at::Tensor o = pass.scan("state", q, k, v, in, options);
-    pass.finish();
-    at::Tensor y = rms_norm(o, parameter("o_norm.weight"), 1e-6).flatten(2);
-    if (gated_) y = y.mul(at::silu(project(x, parameter("g_proj.weight"))));
-    return project(y, parameter("o_proj.weight"));
-  }
-
-  int64_t flops(int64_t tokens) const override {
-    return projection_flops(parameters_, tokens) +
-           scan_flops(tokens, heads_, key_dim_, value_dim_, true);
-  }
   Traits traits() const override { return recurrent_traits(false); }
 
  protected:
-  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
-    const int64_t hk = heads_ * key_dim_, hv = heads_ * value_dim_;
-    return {{"state", {1, heads_, key_dim_, value_dim_}},
-            {"conv_q", {taps_ - 1, hk}},
-            {"conv_k", {taps_ - 1, hk}},
-            {"conv_v", {taps_ - 1, hv}}};
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const at::Tensor q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
+    const at::Tensor k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
+    const at::Tensor v = pass.tokens(v_, x, heads_);
+    op::ScanInputs in;
+    in.beta = at::sigmoid(linear(x, beta_).to(at::kFloat)).mul(beta_range_);
+    const at::Tensor o = pass.scan(state_, q, k, v, in, scan_);
+    at::Tensor y = rms_norm(o, norm_, 1e-6).flatten(2);
+    if (gate_.defined()) y = y.mul(at::silu(linear(x, gate_)));
+    return linear(y, out_);
   }
 
  private:
-  int64_t heads_, key_dim_, value_dim_, taps_;
+  int64_t heads_;
   double beta_range_;
-  bool gated_;
+  HeadTokens q_, k_, v_;
+  Weight beta_, gate_, out_;  // gate: undefined without output_gate
+  at::Tensor norm_;
+  size_t state_;
+  op::ScanOptions scan_;
 };
 
 }  // namespace

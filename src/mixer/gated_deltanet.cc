@@ -13,72 +13,58 @@ namespace {
 // + dt_bias).
 class GatedDeltaNetLayer : public RecurrentLayer {
  public:
-  explicit GatedDeltaNetLayer(const LayerConfig& config) {
+  explicit GatedDeltaNetLayer(const LayerConfig& config) : RecurrentLayer("gated-deltanet", true) {
     LayerOptions options("gated-deltanet", config);
     heads_ = options.heads();
-    key_dim_ = options.head_width("expand_k", 0.75);
-    value_dim_ = options.head_width("expand_v", 1.5);
-    taps_ = options.integer("conv", 4);
+    const int64_t key_dim = options.head_width("expand_k", 0.75);
+    const int64_t value_dim = options.head_width("expand_v", 1.5);
+    const int64_t taps = options.integer("conv", 4);
     beta_range_ = options.flag("negative_eigenvalues", false) ? 2.0 : 1.0;
     options.close();
-    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
-    parameters_["q_proj.weight"] = init_projection(hk, c);
-    parameters_["k_proj.weight"] = init_projection(hk, c);
-    parameters_["v_proj.weight"] = init_projection(hv, c);
-    parameters_["g_proj.weight"] = init_projection(hv, c);
-    parameters_["a_proj.weight"] = init_projection(heads_, c);
-    parameters_["b_proj.weight"] = init_projection(heads_, c);
-    parameters_["A_log"] = at::log(at::empty({heads_}, init_options()).uniform_(1e-3, 16.0));
-    parameters_["dt_bias"] = init_dt_bias(heads_);
-    parameters_["q_conv1d.weight"] = init_conv(hk, taps_);
-    parameters_["k_conv1d.weight"] = init_conv(hk, taps_);
-    parameters_["v_conv1d.weight"] = init_conv(hv, taps_);
-    parameters_["o_norm.weight"] = at::ones({value_dim_}, init_options());
-    parameters_["o_proj.weight"] = init_projection(c, hv);
+    const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
+    projection(q_, "q", hk, c);
+    projection(k_, "k", hk, c);
+    projection(v_, "v", hv, c);
+    params_.matrix(gate_, "g_proj.weight", hv, c);
+    params_.matrix(step_, "a_proj.weight", heads_, c);
+    params_.matrix(beta_, "b_proj.weight", heads_, c);
+    params_.tensor(a_log_, "A_log",
+                   at::log(at::empty({heads_}, init_options()).uniform_(1e-3, 16.0)));
+    params_.tensor(dt_bias_, "dt_bias", init_dt_bias(heads_));
+    convolution(q_, "q", hk, taps);
+    convolution(k_, "k", hk, taps);
+    convolution(v_, "v", hv, taps);
+    params_.tensor(norm_, "o_norm.weight", at::ones({value_dim}, init_options()));
+    params_.matrix(out_, "o_proj.weight", c, hv);
+    state_ = fixed("state", {1, heads_, key_dim, value_dim});
+    scan_.scale = 1.0 / std::sqrt(static_cast<double>(key_dim));
   }
 
-  at::Tensor forward(const at::Tensor& x, Call& call) override {
-    RecurrentPass pass("gated-deltanet", x, call);
-    const auto token = [&](const char* name) {
-      const std::string n = name;
-      const at::Tensor y = project(x, parameter(n + "_proj.weight"));
-      return heads(at::silu(pass.short_conv("conv_" + n, y, parameter(n + "_conv1d.weight"))),
-                   heads_);
-    };
-    const at::Tensor q = l2_norm(token("q"), 1e-6), k = l2_norm(token("k"), 1e-6), v = token("v");
-    op::ScanInputs in;
-    in.beta = at::sigmoid(project(x, parameter("b_proj.weight")).to(at::kFloat)).mul(beta_range_);
-    const at::Tensor dt = at::softplus(project(x, parameter("a_proj.weight"))
-                                           .to(at::kFloat)
-                                           .add(parameter("dt_bias").to(at::kFloat)));
-    in.log_decay = dt.mul(at::exp(parameter("A_log").to(at::kFloat)).neg());
-    op::ScanOptions options;
-    options.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
-    const at::Tensor o = pass.scan("state", q, k, v, in, options);
-    pass.finish();
-    const at::Tensor gate = at::silu(project(x, parameter("g_proj.weight")));
-    const at::Tensor normed = rms_norm(o, parameter("o_norm.weight"), 1e-5);
-    return project(normed.flatten(2).mul(gate), parameter("o_proj.weight"));
-  }
-
-  int64_t flops(int64_t tokens) const override {
-    return projection_flops(parameters_, tokens) +
-           scan_flops(tokens, heads_, key_dim_, value_dim_, true);
-  }
   Traits traits() const override { return recurrent_traits(true); }
 
  protected:
-  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
-    const int64_t hk = heads_ * key_dim_, hv = heads_ * value_dim_;
-    return {{"state", {1, heads_, key_dim_, value_dim_}},
-            {"conv_q", {taps_ - 1, hk}},
-            {"conv_k", {taps_ - 1, hk}},
-            {"conv_v", {taps_ - 1, hv}}};
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const at::Tensor q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
+    const at::Tensor k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
+    const at::Tensor v = pass.tokens(v_, x, heads_);
+    op::ScanInputs in;
+    in.beta = at::sigmoid(linear(x, beta_).to(at::kFloat)).mul(beta_range_);
+    const at::Tensor dt =
+        at::softplus(linear(x, step_).to(at::kFloat).add(dt_bias_.to(at::kFloat)));
+    in.log_decay = dt.mul(at::exp(a_log_.to(at::kFloat)).neg());
+    const at::Tensor o = pass.scan(state_, q, k, v, in, scan_);
+    const at::Tensor gate = at::silu(linear(x, gate_));
+    return linear(rms_norm(o, norm_, 1e-5).flatten(2).mul(gate), out_);
   }
 
  private:
-  int64_t heads_, key_dim_, value_dim_, taps_;
+  int64_t heads_;
   double beta_range_;
+  HeadTokens q_, k_, v_;
+  Weight gate_, step_, beta_, out_;
+  at::Tensor a_log_, dt_bias_, norm_;
+  size_t state_;
+  op::ScanOptions scan_;
 };
 
 }  // namespace

@@ -76,61 +76,57 @@ NamedTensors core(const CoreCall& call) {
 // y = o Wo with o = phi(q) S / (phi(q).z + eps), phi = elu + 1 (or relu, identity).
 class LinearAttentionLayer : public RecurrentLayer {
  public:
-  explicit LinearAttentionLayer(const LayerConfig& config) {
+  explicit LinearAttentionLayer(const LayerConfig& config) : RecurrentLayer("linear-attention") {
     LayerOptions options("linear-attention", config);
     heads_ = options.heads();
-    key_dim_ = options.head_width("expand_k", 1.0);
+    const int64_t key_dim = options.head_width("expand_k", 1.0);
     value_dim_ = options.head_width("expand_v", 1.0);
     normalize_ = options.flag("normalize", true);
     elu_ = options.flag("elu", true);  // else relu
     options.close();
-    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
-    parameters_["q_proj.weight"] = init_projection(hk, c);
-    parameters_["k_proj.weight"] = init_projection(hk, c);
-    parameters_["v_proj.weight"] = init_projection(hv, c);
-    parameters_["o_proj.weight"] = init_projection(c, hv);
-    if (!normalize_) parameters_["o_norm.weight"] = at::ones({value_dim_}, init_options());
+    const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim_;
+    projection(q_, "q", hk, c);
+    projection(k_, "k", hk, c);
+    projection(v_, "v", hv, c);
+    params_.matrix(out_, "o_proj.weight", c, hv);
+    if (!normalize_) {
+      params_.tensor(norm_, "o_norm.weight", at::ones({value_dim_}, init_options()));
+    }
+    state_ = fixed("state", {1, heads_, key_dim, value_dim_ + (normalize_ ? 1 : 0)});
+    scan_.scale = 1.0 / std::sqrt(static_cast<double>(key_dim));
   }
 
-  at::Tensor forward(const at::Tensor& x, Call& call) override {
-    RecurrentPass pass("linear-attention", x, call);
-    const auto feature = [&](const char* name) {
-      const at::Tensor y = heads(project(x, parameter(name)), heads_);
+  Traits traits() const override { return recurrent_traits(false); }
+
+ protected:
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const auto feature = [&](const HeadTokens& to) {
+      const at::Tensor y = pass.tokens(to, x, heads_);
       return elu_ ? at::elu(y).add(1.0) : at::relu(y);
     };
-    at::Tensor q = feature("q_proj.weight"), k = feature("k_proj.weight");
-    at::Tensor v = heads(project(x, parameter("v_proj.weight")), heads_);
-    op::ScanOptions options;
-    options.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
+    at::Tensor q = feature(q_), k = feature(k_), v = pass.tokens(v_, x, heads_);
     if (normalize_) {
       q = q.to(at::kFloat);
       k = k.to(at::kFloat);
       v = with_ones(v.to(at::kFloat));
     }
-    at::Tensor o = pass.scan("state", q, k, v, {}, options);
-    pass.finish();
+    at::Tensor o = pass.scan(state_, q, k, v, {}, scan_);
     if (normalize_) {
       o = o.slice(-1, 0, value_dim_).div(o.slice(-1, value_dim_).add(1e-6)).to(x.scalar_type());
     } else {
-      o = rms_norm(o, parameter("o_norm.weight"), 1e-5);
+      o = rms_norm(o, norm_, 1e-5);
     }
-    return project(o.flatten(2), parameter("o_proj.weight"));
-  }
-
-  int64_t flops(int64_t tokens) const override {
-    return projection_flops(parameters_, tokens) +
-           scan_flops(tokens, heads_, key_dim_, value_dim_ + (normalize_ ? 1 : 0), false);
-  }
-  Traits traits() const override { return recurrent_traits(false); }
-
- protected:
-  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
-    return {{"state", {1, heads_, key_dim_, value_dim_ + (normalize_ ? 1 : 0)}}};
+    return linear(o.flatten(2), out_);
   }
 
  private:
-  int64_t heads_, key_dim_, value_dim_;
+  int64_t heads_, value_dim_;
   bool normalize_, elu_;
+  HeadTokens q_, k_, v_;
+  Weight out_;
+  at::Tensor norm_;
+  size_t state_;
+  op::ScanOptions scan_;
 };
 
 }  // namespace

@@ -45,15 +45,14 @@ NamedTensors core(const CoreCall& call) {
 // z, x, B, C, dt = x Win; x, B, C = silu(conv(.)); y = RMSNorm(out . silu(z)) Wout.
 class Mamba2Layer : public RecurrentLayer {
  public:
-  explicit Mamba2Layer(const LayerConfig& config) {
+  explicit Mamba2Layer(const LayerConfig& config) : RecurrentLayer("mamba2") {
     LayerOptions options("mamba2", config);
     const int64_t c = options.hidden();
-    const int64_t expand = options.integer("expand", 2);
-    inner_ = expand * c;
+    inner_ = options.integer("expand", 2) * c;
     head_ = options.integer("head_dim", inner_ % 64 == 0 ? 64 : inner_ / options.heads());
-    state_ = options.integer("state", 128);
+    size_ = options.integer("state", 128);
     groups_ = options.integer("groups", 1);
-    taps_ = options.integer("conv", 4);
+    const int64_t taps = options.integer("conv", 4);
     options.close();
     if (head_ < 1 || inner_ % head_ != 0 || (inner_ / head_) % groups_ != 0) {
       throw UsageError(
@@ -62,54 +61,46 @@ class Mamba2Layer : public RecurrentLayer {
           inner_, head_, groups_);
     }
     heads_ = inner_ / head_;
-    const int64_t conv_width = inner_ + 2 * groups_ * state_;
-    parameters_["in_proj.weight"] = init_projection(inner_ + conv_width + heads_, c);
-    parameters_["conv1d.weight"] = init_conv(conv_width, taps_);
-    parameters_["conv1d.bias"] = at::zeros({conv_width}, init_options());
-    parameters_["A_log"] = at::log(at::empty({heads_}, init_options()).uniform_(1.0, 16.0));
-    parameters_["dt_bias"] = init_dt_bias(heads_);
-    parameters_["D"] = at::ones({heads_}, init_options());
-    parameters_["norm.weight"] = at::ones({inner_}, init_options());
-    parameters_["out_proj.weight"] = init_projection(c, inner_);
+    const int64_t conv_width = inner_ + 2 * groups_ * size_;
+    params_.matrix(in_, "in_proj.weight", inner_ + conv_width + heads_, c);
+    params_.tensor(taps_, "conv1d.weight", init_conv(conv_width, taps));
+    params_.tensor(conv_bias_, "conv1d.bias", at::zeros({conv_width}, init_options()));
+    params_.tensor(a_log_, "A_log",
+                   at::log(at::empty({heads_}, init_options()).uniform_(1.0, 16.0)));
+    params_.tensor(dt_bias_, "dt_bias", init_dt_bias(heads_));
+    params_.tensor(skip_, "D", at::ones({heads_}, init_options()));
+    params_.tensor(norm_, "norm.weight", at::ones({inner_}, init_options()));
+    params_.matrix(out_, "out_proj.weight", c, inner_);
+    state_ = fixed("state", {1, heads_, size_, head_});
+    conv_ = history("conv", conv_width, taps - 1);
   }
 
-  at::Tensor forward(const at::Tensor& x, Call& call) override {
-    RecurrentPass pass("mamba2", x, call);
-    const int64_t gn = groups_ * state_;
-    const auto parts = project(x, parameter("in_proj.weight"))
-                           .split_with_sizes({inner_, inner_ + 2 * gn, heads_}, -1);
-    const at::Tensor xbc = at::silu(
-        pass.short_conv("conv", parts[1], parameter("conv1d.weight"), parameter("conv1d.bias")));
-    const auto tokens = xbc.split_with_sizes({inner_, gn, gn}, -1);
-    const at::Tensor xs = tokens[0].reshape({x.size(0), x.size(1), heads_, head_}).to(at::kFloat);
-    const auto grouped = [&](const at::Tensor& u) {
-      return spread(u.reshape({x.size(0), x.size(1), groups_, state_}).to(at::kFloat), heads_);
-    };
-    const at::Tensor dt =
-        at::softplus(parts[2].to(at::kFloat).add(parameter("dt_bias").to(at::kFloat)));
-    op::ScanInputs in;
-    in.log_decay = dt.mul(at::exp(parameter("A_log").to(at::kFloat)).neg());
-    at::Tensor y = pass.scan("state", grouped(tokens[2]), grouped(tokens[1]),
-                             xs.mul(dt.unsqueeze(-1)), in, {});
-    pass.finish();
-    y = y.add(xs.mul(parameter("D").to(at::kFloat).unsqueeze(-1))).flatten(2).to(x.scalar_type());
-    return project(rms_norm(y.mul(at::silu(parts[0])), parameter("norm.weight"), 1e-5),
-                   parameter("out_proj.weight"));
-  }
-
-  int64_t flops(int64_t tokens) const override {
-    return projection_flops(parameters_, tokens) + scan_flops(tokens, heads_, state_, head_, false);
-  }
   Traits traits() const override { return recurrent_traits(true); }
 
  protected:
-  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
-    return {{"state", {1, heads_, state_, head_}},
-            {"conv", {taps_ - 1, inner_ + 2 * groups_ * state_}}};
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const int64_t gn = groups_ * size_;
+    const auto parts = linear(x, in_).split_with_sizes({inner_, inner_ + 2 * gn, heads_}, -1);
+    const at::Tensor xbc = at::silu(pass.short_conv(conv_, parts[1], taps_, conv_bias_));
+    const auto tokens = xbc.split_with_sizes({inner_, gn, gn}, -1);
+    const at::Tensor xs = tokens[0].reshape({x.size(0), x.size(1), heads_, head_}).to(at::kFloat);
+    const auto grouped = [&](const at::Tensor& u) {
+      return spread(u.reshape({x.size(0), x.size(1), groups_, size_}).to(at::kFloat), heads_);
+    };
+    const at::Tensor dt = at::softplus(parts[2].to(at::kFloat).add(dt_bias_.to(at::kFloat)));
+    op::ScanInputs in;
+    in.log_decay = dt.mul(at::exp(a_log_.to(at::kFloat)).neg());
+    at::Tensor y =
+        pass.scan(state_, grouped(tokens[2]), grouped(tokens[1]), xs.mul(dt.unsqueeze(-1)), in, {});
+    y = y.add(xs.mul(skip_.to(at::kFloat).unsqueeze(-1))).flatten(2).to(x.scalar_type());
+    return linear(rms_norm(y.mul(at::silu(parts[0])), norm_, 1e-5), out_);
   }
 
  private:
-  int64_t inner_, heads_, head_, state_, groups_, taps_;
+  int64_t inner_, heads_, head_, size_, groups_;
+  Weight in_, out_;
+  at::Tensor taps_, conv_bias_, a_log_, dt_bias_, skip_, norm_;
+  size_t state_, conv_;
 };
 
 }  // namespace

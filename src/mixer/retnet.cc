@@ -18,60 +18,53 @@ at::Tensor default_log_decay(int64_t heads) {
 // y = (swish(x Wg) . RMSNorm_head(o)) Wo with rotary q and k; v is twice as wide as q and k.
 class RetNetLayer : public RecurrentLayer {
  public:
-  explicit RetNetLayer(const LayerConfig& config) {
+  explicit RetNetLayer(const LayerConfig& config) : RecurrentLayer("retnet") {
     LayerOptions options("retnet", config);
     heads_ = options.heads();
     key_dim_ = options.head_width("expand_k", 1.0);
-    value_dim_ = options.head_width("expand_v", 2.0);
+    const int64_t value_dim = options.head_width("expand_v", 2.0);
     theta_ = options.number("rope_theta", 10000.0);  // 0: no rotation
     options.close();
     if (theta_ > 0 && key_dim_ % 2 != 0) {
       throw UsageError("mixer retnet: rotation needs an even key width, it is {}", key_dim_);
     }
-    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
-    parameters_["q_proj.weight"] = init_projection(hk, c);
-    parameters_["k_proj.weight"] = init_projection(hk, c);
-    parameters_["v_proj.weight"] = init_projection(hv, c);
-    parameters_["g_proj.weight"] = init_projection(hv, c);
-    parameters_["g_norm.weight"] = at::ones({value_dim_}, init_options());
-    parameters_["o_proj.weight"] = init_projection(c, hv);
+    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim;
+    projection(q_, "q", hk, c);
+    projection(k_, "k", hk, c);
+    projection(v_, "v", hv, c);
+    params_.matrix(gate_, "g_proj.weight", hv, c);
+    params_.tensor(norm_, "g_norm.weight", at::ones({value_dim}, init_options()));
+    params_.matrix(out_, "o_proj.weight", c, hv);
+    state_ = fixed("state", {1, heads_, key_dim_, value_dim});
+    scan_.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
   }
 
-  at::Tensor forward(const at::Tensor& x, Call& call) override {
-    RecurrentPass pass("retnet", x, call);
-    at::Tensor q = heads(project(x, parameter("q_proj.weight")), heads_);
-    at::Tensor k = heads(project(x, parameter("k_proj.weight")), heads_);
-    const at::Tensor v = heads(project(x, parameter("v_proj.weight")), heads_);
-    if (theta_ > 0) {
-      const at::Tensor positions = pass.positions();
-      q = rotate(q, positions, theta_);
-      k = rotate(k, positions, theta_);
-    }
-    op::ScanInputs in;
-    in.log_decay = default_log_decay(heads_).to(x.device(), at::kFloat);
-    op::ScanOptions options;
-    options.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
-    const at::Tensor o = pass.scan("state", q, k, v, in, options);
-    pass.finish();
-    const at::Tensor gate = at::silu(project(x, parameter("g_proj.weight")));
-    const at::Tensor normed = rms_norm(o, parameter("g_norm.weight"), 1e-5);
-    return project(normed.flatten(2).mul(gate), parameter("o_proj.weight"));
-  }
-
-  int64_t flops(int64_t tokens) const override {
-    return projection_flops(parameters_, tokens) +
-           scan_flops(tokens, heads_, key_dim_, value_dim_, false);
-  }
   Traits traits() const override { return recurrent_traits(false); }
 
  protected:
-  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
-    return {{"state", {1, heads_, key_dim_, value_dim_}}};
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    at::Tensor q = pass.tokens(q_, x, heads_), k = pass.tokens(k_, x, heads_);
+    const at::Tensor v = pass.tokens(v_, x, heads_);
+    if (theta_ > 0) {
+      const RopeTables angles = rope_at(pass.positions(), key_dim_, theta_);
+      q = rotate(q, angles.cos, angles.sin);
+      k = rotate(k, angles.cos, angles.sin);
+    }
+    op::ScanInputs in;
+    in.log_decay = default_log_decay(heads_).to(x.device(), at::kFloat);
+    const at::Tensor o = pass.scan(state_, q, k, v, in, scan_);
+    const at::Tensor gate = at::silu(linear(x, gate_));
+    return linear(rms_norm(o, norm_, 1e-5).flatten(2).mul(gate), out_);
   }
 
  private:
-  int64_t heads_, key_dim_, value_dim_;
+  int64_t heads_, key_dim_;
   double theta_;
+  HeadTokens q_, k_, v_;
+  Weight gate_, out_;
+  at::Tensor norm_;
+  size_t state_;
+  op::ScanOptions scan_;
 };
 
 }  // namespace

@@ -14,85 +14,74 @@ namespace {
 // silu(x_g Wg)) Wo.
 class Rwkv6Layer : public RecurrentLayer {
  public:
-  explicit Rwkv6Layer(const LayerConfig& config) {
+  explicit Rwkv6Layer(const LayerConfig& config) : RecurrentLayer("rwkv6") {
     LayerOptions options("rwkv6", config);
     heads_ = options.heads();
-    dim_ = options.head_width("expand", 1.0);
+    const int64_t dim = options.head_width("expand", 1.0);
     mix_rank_ = options.integer("mix_rank", 32);
-    decay_rank_ = options.integer("decay_rank", 64);
+    const int64_t decay_rank = options.integer("decay_rank", 64);
     options.close();
-    hidden_ = options.hidden();
-    const int64_t c = hidden_, width = heads_ * dim_;
-    for (const char* name : {"r_proj.weight", "k_proj.weight", "v_proj.weight", "g_proj.weight"}) {
-      parameters_[name] = init_projection(width, c);
-    }
-    parameters_["o_proj.weight"] = init_projection(c, width);
+    const int64_t c = options.hidden(), width = heads_ * dim;
+    params_.matrix(r_, "r_proj.weight", width, c);
+    params_.matrix(k_, "k_proj.weight", width, c);
+    params_.matrix(v_, "v_proj.weight", width, c);
+    params_.matrix(gate_, "g_proj.weight", width, c);
+    params_.matrix(out_, "o_proj.weight", c, width);
     // Earlier channels look further back, as in the published initialisation.
     const at::Tensor channel = at::arange(c, init_options()).div(static_cast<double>(c));
-    parameters_["mix.base"] = at::ones({c}, init_options()).sub(channel);
-    parameters_["mix.bias"] = at::ones({c}, init_options()).sub(channel).expand({5, c}).clone();
-    parameters_["mix.down.weight"] =
-        at::empty({5 * mix_rank_, c}, init_options()).uniform_(-1e-4, 1e-4);
-    parameters_["mix.up"] = at::empty({5, c, mix_rank_}, init_options()).uniform_(-1e-2, 1e-2);
+    const at::Tensor first = at::ones({c}, init_options()).sub(channel);
+    params_.tensor(mix_base_, "mix.base", first);
+    params_.tensor(mix_bias_, "mix.bias", first.expand({5, c}).clone());
+    params_.matrix(mix_down_, "mix.down.weight", init_uniform({5 * mix_rank_, c}, 1e-4));
+    params_.tensor(mix_up_, "mix.up", init_uniform({5, c, mix_rank_}, 1e-2));
     const at::Tensor n = at::arange(width, init_options()).div(std::max<double>(1.0, width - 1.0));
-    parameters_["decay.base"] = n.pow(0.7).mul(5.0).sub(6.0);
-    parameters_["decay.down.weight"] =
-        at::empty({decay_rank_, c}, init_options()).uniform_(-1e-4, 1e-4);
-    parameters_["decay.up.weight"] =
-        at::empty({width, decay_rank_}, init_options()).uniform_(-1e-2, 1e-2);
-    parameters_["bonus"] = at::zeros({heads_, dim_}, init_options());
-    parameters_["norm.weight"] = at::ones({width}, init_options());
-    parameters_["norm.bias"] = at::zeros({width}, init_options());
+    params_.tensor(decay_base_, "decay.base", n.pow(0.7).mul(5.0).sub(6.0));
+    params_.matrix(decay_down_, "decay.down.weight", init_uniform({decay_rank, c}, 1e-4));
+    params_.matrix(decay_up_, "decay.up.weight", init_uniform({width, decay_rank}, 1e-2));
+    params_.tensor(bonus_, "bonus", at::zeros({heads_, dim}, init_options()));
+    params_.tensor(norm_, "norm.weight", at::ones({width}, init_options()));
+    params_.tensor(norm_bias_, "norm.bias", at::zeros({width}, init_options()));
+    state_ = fixed("state", {1, heads_, dim, dim});
+    shift_ = history("shift", c, 1);
   }
 
-  at::Tensor forward(const at::Tensor& x, Call& call) override {
-    RecurrentPass pass("rwkv6", x, call);
-    const int64_t b = x.size(0), t = x.size(1);
-    const at::Tensor d = pass.previous("shift", x).sub(x);
-    const at::Tensor low =
-        at::tanh(project(x.add(d.mul(parameter("mix.base"))), parameter("mix.down.weight")))
-            .view({b, t, 5, mix_rank_});
-    const auto mixed = [&](int64_t z) {
-      const at::Tensor m = at::linear(low.select(2, z), parameter("mix.up").select(0, z))
-                               .add(parameter("mix.bias").select(0, z));
-      return x.add(d.mul(m));
-    };
-    const at::Tensor r = heads(project(mixed(0), parameter("r_proj.weight")), heads_);
-    const at::Tensor w = project(at::tanh(project(mixed(1), parameter("decay.down.weight"))),
-                                 parameter("decay.up.weight"))
-                             .to(at::kFloat)
-                             .add(parameter("decay.base").to(at::kFloat));
-    const at::Tensor k = heads(project(mixed(2), parameter("k_proj.weight")), heads_);
-    const at::Tensor v = heads(project(mixed(3), parameter("v_proj.weight")), heads_);
-    const at::Tensor g = at::silu(project(mixed(4), parameter("g_proj.weight")));
-    op::ScanInputs in;
-    in.log_decay = heads(at::exp(w).neg(), heads_);
-    in.bonus = parameter("bonus").to(at::kFloat);
-    op::ScanOptions options;
-    options.read_before = true;
-    const at::Tensor o = pass.scan("state", r, k, v, in, options);
-    pass.finish();
-    const at::Tensor f = o.to(at::kFloat);
-    const at::Tensor centred = f.sub(f.mean(-1, true));
-    const at::Tensor unit = centred.mul(at::rsqrt(centred.square().mean(-1, true).add(64e-5)));
-    const at::Tensor normed = unit.flatten(2)
-                                  .mul(parameter("norm.weight").to(at::kFloat))
-                                  .add(parameter("norm.bias").to(at::kFloat));
-    return project(normed.to(x.scalar_type()).mul(g), parameter("o_proj.weight"));
-  }
-
-  int64_t flops(int64_t tokens) const override {
-    return projection_flops(parameters_, tokens) + scan_flops(tokens, heads_, dim_, dim_, false);
-  }
   Traits traits() const override { return recurrent_traits(true); }
 
  protected:
-  std::map<std::string, std::vector<int64_t>> state_shapes() const override {
-    return {{"state", {1, heads_, dim_, dim_}}, {"shift", {1, hidden_}}};
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const int64_t b = x.size(0), t = x.size(1);
+    const at::Tensor d = pass.previous(shift_, x).sub(x);
+    const at::Tensor low =
+        at::tanh(linear(x.add(d.mul(mix_base_)), mix_down_)).view({b, t, 5, mix_rank_});
+    const auto mixed = [&](int64_t z) {
+      const Weight up{mix_up_.select(0, z)};
+      return x.add(d.mul(linear(low.select(2, z), up).add(mix_bias_.select(0, z))));
+    };
+    const at::Tensor r = mixer::heads(linear(mixed(0), r_), heads_);
+    const at::Tensor w = linear(at::tanh(linear(mixed(1), decay_down_)), decay_up_)
+                             .to(at::kFloat)
+                             .add(decay_base_.to(at::kFloat));
+    const at::Tensor k = mixer::heads(linear(mixed(2), k_), heads_);
+    const at::Tensor v = mixer::heads(linear(mixed(3), v_), heads_);
+    const at::Tensor g = at::silu(linear(mixed(4), gate_));
+    op::ScanInputs in;
+    in.log_decay = mixer::heads(at::exp(w).neg(), heads_);
+    in.bonus = bonus_.to(at::kFloat);
+    op::ScanOptions options;
+    options.read_before = true;
+    const at::Tensor f = pass.scan(state_, r, k, v, in, options).to(at::kFloat);
+    const at::Tensor centred = f.sub(f.mean(-1, true));
+    const at::Tensor unit = centred.mul(at::rsqrt(centred.square().mean(-1, true).add(64e-5)));
+    const at::Tensor normed =
+        unit.flatten(2).mul(norm_.to(at::kFloat)).add(norm_bias_.to(at::kFloat));
+    return linear(normed.to(x.scalar_type()).mul(g), out_);
   }
 
  private:
-  int64_t hidden_, heads_, dim_, mix_rank_, decay_rank_;
+  int64_t heads_, mix_rank_;
+  Weight r_, k_, v_, gate_, out_, mix_down_, decay_down_, decay_up_;
+  at::Tensor mix_base_, mix_bias_, mix_up_, decay_base_, bonus_, norm_, norm_bias_;
+  size_t state_, shift_;
 };
 
 }  // namespace

@@ -2,8 +2,33 @@
 // normaliser. Ramapuram et al., "Theory, Analysis, and Best Practices for Sigmoid Self-Attention",
 // arXiv 2409.04431 (eq. 3).
 #include "mixer/common/attend_core.h"
+#include "mixer/common/attention_layer.h"
 
 namespace heed::mixer {
+namespace {
+
+// y = o Wo. The bias is a constant, -ln of the number of keys in training.
+class SigmoidLayer final : public AttentionLayer {
+ public:
+  explicit SigmoidLayer(const LayerConfig& config) : AttentionLayer("sigmoid-attention", config) {
+    bias_ = options_.number("bias", -std::log(static_cast<double>(kTrainedOn)));
+    options_.close();
+  }
+
+ protected:
+  op::AttendOptions options(const at::Tensor& x, const Heads& h) const override {
+    op::AttendOptions options = AttentionLayer::options(x, h);
+    options.weight = kernel::Weight::kSigmoid;
+    options.bias = bias_;
+    return options;
+  }
+
+ private:
+  static constexpr int64_t kTrainedOn = 1024;
+  double bias_;
+};
+
+}  // namespace
 
 void register_sigmoid_attention(Registry& registry) {
   Mechanism m;
@@ -20,6 +45,7 @@ void register_sigmoid_attention(Registry& registry) {
     const auto [out, lse] = run_attend(call, attend_options(call, kernel::Weight::kSigmoid));
     return NamedTensors{{"out", out}};
   };
+  m.layer = [](const LayerConfig& config) { return std::make_unique<SigmoidLayer>(config); };
   registry.add(std::move(m));
 }
 

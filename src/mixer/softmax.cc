@@ -2,8 +2,21 @@
 // Vaswani et al., "Attention Is All You Need", arXiv 1706.03762 (eq. 1); ALiBi: 2108.12409; sinks +
 // window: 2309.17453; soft cap: 2408.00118.
 #include "mixer/common/attend_core.h"
+#include "mixer/common/attention_layer.h"
 
 namespace heed::mixer {
+namespace {
+
+// The layer of Llama, Mistral, Qwen and GPT-2 (rotation, norms of heads and biases as their model
+// says).
+class SoftmaxLayer final : public AttentionLayer {
+ public:
+  explicit SoftmaxLayer(const LayerConfig& config) : AttentionLayer("softmax", config) {
+    options_.close();
+  }
+};
+
+}  // namespace
 
 void register_softmax(Registry& registry) {
   Mechanism m;
@@ -22,6 +35,7 @@ void register_softmax(Registry& registry) {
     const auto [out, lse] = run_attend(call, attend_options(call, kernel::Weight::kSoftmax));
     return NamedTensors{{"out", out}, {"lse", lse}};
   };
+  m.layer = [](const LayerConfig& config) { return std::make_unique<SoftmaxLayer>(config); };
   registry.add(std::move(m));
 }
 

@@ -1,7 +1,7 @@
-// The decoder: Llama, Mistral, Qwen2, Qwen3 and GPT-2, with any layer's attention replaced by
-// another mixer.
+// The decoder: Llama, Mistral, Qwen2, Qwen3 and GPT-2, whose layers are softmax attention or any
+// other mixer of the registry.
 //
-//   x = embed(ids);  x = x + mixer(norm(x));  x = x + mlp(norm(x)) for every layer;  logits =
+//   x = embed(ids);  x = x + mixer(norm(x));  x = x + channel(norm(x)) for every layer;  logits =
 //   head(norm(x))
 //
 // Functional code over tensors: it runs under autograd for training and searching, over caches for
@@ -18,10 +18,11 @@
 #include <utility>
 #include <vector>
 
-#include "cache/kv_state.h"
 #include "cache/program.h"
+#include "cache/state.h"
 #include "io/model_config.h"
 #include "mixer/layer.h"
+#include "nn/norm.h"
 #include "nn/rope.h"
 #include "nn/weight.h"
 #include "op/attend.h"
@@ -39,30 +40,44 @@ struct LoadOptions {
   int64_t context = 0;
 };
 
-// What decoding keeps for one sequence: a state for every layer.
+// What decoding keeps for one sequence: a state for every layer, and for those channel layers that
+// have one.
 class DecoderState {
  public:
-  explicit DecoderState(std::vector<std::unique_ptr<State>> layers) : layers_(std::move(layers)) {}
+  struct Layer {
+    std::unique_ptr<State> mixer, channel;  // channel: null where it keeps nothing
+  };
+  explicit DecoderState(std::vector<Layer> layers) : layers_(std::move(layers)) {}
 
   std::unique_ptr<DecoderState> fork() const;
-  int64_t length() const { return layers_.empty() ? 0 : layers_[0]->length(); }
+  int64_t length() const { return layers_.empty() ? 0 : layers_[0].mixer->length(); }
   int64_t bytes() const;
-  // Throws Error where a layer cannot go back (see State); then nothing has changed: keep a fork().
+  // Throws Error where a layer cannot go back (see State), before anything has changed:
+  // keep a fork().
   void truncate(int64_t length);
-  // Every tensor as "layers.N.NAME".
+  // Whether every layer can go back to an earlier length while no window has dropped rows.
+  bool can_truncate() const;
+  // Whether a prompt must now come in one pass (a plan with dense prefill, on any layer).
+  bool dense_prefill() const;
+  // Every tensor as "layers.N.NAME", a channel layer's as "layers.N.channel.NAME".
   void save(NamedTensors& out) const;
   void load(const NamedTensors& in);
 
-  State& layer(int64_t l) { return *layers_[l]; }
-  const State& layer(int64_t l) const { return *layers_[l]; }
+  State& layer(int64_t l) { return *layers_[l].mixer; }
+  const State& layer(int64_t l) const { return *layers_[l].mixer; }
+  State* channel(int64_t l) { return layers_[l].channel.get(); }
 
  private:
-  std::vector<std::unique_ptr<State>> layers_;
+  template <typename F>
+  void each(F&& f) const;
+
+  std::vector<Layer> layers_;
 };
 
 struct StateOptions {
   at::ScalarType kv_dtype = at::kFloat;  // of keys and values
   const Programs* programs = nullptr;    // from resolve_plan(); null: every head full
+  std::shared_ptr<StatePool> pool;       // with a budget for all sequences; null: no limit
 };
 
 // What a pass is given beside the ids.
@@ -80,27 +95,15 @@ struct Pass {
   // ([B, T, Hq, D]), "N.ln1", "N.attn_out", "N.resid_mid", "N.mlp_out", "N.resid_post" ([B, T, C])
   // of layer N, and "embed", "final_norm", "logits".
   mixer::Taps* taps = nullptr;
-  // Takes the place of softmax attention in passes without states: q [B, T, Hq, D], k, v [B, T, Hk,
-  // D] and the options that the model and `programs` ask for, to [B, T, Hq, D].
-  std::function<at::Tensor(int64_t layer, const at::Tensor& q, const at::Tensor& k,
-                           const at::Tensor& v, const op::AttendOptions& options)>
-      attention;
-};
-
-struct Norm {
-  at::Tensor weight, bias;  // bias: LayerNorm
+  // Takes the place of attention in passes without states, in every layer with KV heads.
+  mixer::AttentionHook attention;
+  // Where layers leave losses of their own; null: nobody asks.
+  mixer::Aux* aux = nullptr;
 };
 
 struct Block {
-  Norm ln1, ln2;
-  Weight q, k, v, o;                          // of softmax attention; undefined with another mixer
-  at::Tensor q_bias, k_bias, v_bias, o_bias;  // undefined: none
-  at::Tensor q_norm, k_norm;                  // Qwen3
-  Weight qkv;                                 // q, k, v one after another: the same memory
-  at::Tensor qkv_bias;
-  std::unique_ptr<mixer::Layer> mixer;  // null: softmax attention
-  Weight gate, up, down;
-  at::Tensor gate_bias, up_bias, down_bias;
+  Norm in, mid;  // before the mixer, before the channel layer
+  std::unique_ptr<mixer::Layer> mixer, channel;
 };
 
 class Decoder {
@@ -111,6 +114,8 @@ class Decoder {
   // Names and shapes of all weights of such a model, in file order; takes no memory for them.
   static std::vector<std::pair<std::string, std::vector<int64_t>>> shapes(
       const ModelConfig& config);
+  // Such a model without memory for its weights: what its layers are, keep and cost.
+  static Decoder bare(const ModelConfig& config);
   // The check that load() begins with: throws Error where a tensor that the configuration asks for
   // is missing, misshapen or of a type that is not read. Looks at headers alone.
   static void check(const ModelSource& source);
@@ -135,6 +140,8 @@ class Decoder {
 
   // The state of one new sequence.
   std::unique_ptr<DecoderState> make_state(const StateOptions& options = {}) const;
+  // Bytes that such a state holds after `tokens` tokens (DecoderState::bytes()).
+  int64_t state_bytes(int64_t tokens, const StateOptions& options = {}) const;
   // Feeds `ids` (any number) to the state in chunks whose activations stay in the processor's
   // caches; returns hidden [1, 1, C] of the last token. Looks at Ctrl-C between chunks.
   at::Tensor prefill(std::span<const int64_t> ids, DecoderState& state, int64_t chunk = 512,
@@ -166,23 +173,12 @@ class Decoder {
   const Weight& embedding() const { return embed_; }
   const Weight& head() const { return config_.tied ? embed_ : head_; }
   ModelConfig& mutable_config() { return config_; }
-  // cos and sin for at least `positions` positions, float32 [P, D/2].
-  const RopeTables& rope(int64_t positions) const;
 
  private:
-  struct Layout;  // bounds and positions of a pass
   Decoder(ModelConfig config, const LoadOptions& options);
-  at::Tensor embed(const at::Tensor& ids, const Layout& layout) const;
-  at::Tensor norm(const at::Tensor& x, const Norm& n) const;
-  at::Tensor attention_module(int64_t l, const at::Tensor& x, const Layout& layout,
-                              Pass& pass) const;
-  at::Tensor attention_fused(int64_t l, const at::Tensor& x, const at::Tensor& residual,
-                             const Layout& layout, Pass& pass) const;
-  at::Tensor attend(int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                    const Layout& layout, Pass& pass) const;
-  at::Tensor mix_other(int64_t l, const at::Tensor& x, const Layout& layout, Pass& pass) const;
-  at::Tensor mlp(const Block& block, const at::Tensor& x) const;
-  std::vector<HeadProgram> programs_of(int64_t l, const Programs* programs) const;
+  at::Tensor embed(const at::Tensor& ids, const mixer::Layout& layout) const;
+  void check_programs(const Programs& programs) const;
+  mixer::StateRequest state_request(int64_t l, const StateOptions& options) const;
   // Calls `visit` with name and tensor slot of every parameter, in the order of parameter_shapes().
   void visit(const std::function<void(const std::string&, at::Tensor&)>& visit);
 
@@ -194,8 +190,7 @@ class Decoder {
   at::Tensor positions_;  // GPT-2
   Norm final_norm_;
   std::vector<Block> blocks_;
-  RopeFrequencies frequencies_;
-  mutable RopeTables rope_;
+  std::shared_ptr<const Rope> rope_;  // null: learned positions
 };
 
 }  // namespace heed

@@ -5,6 +5,7 @@
 
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
+#include "mixer/common/mlp_layer.h"
 #include "model/decoder.h"
 #include "model/hub.h"
 #include "model/source.h"
@@ -16,7 +17,7 @@ namespace fs = std::filesystem;
 
 // A parameter of a layer's mixer: kept projections keep their names, new ones are the mixer's.
 std::string mixer_name(int64_t layer, const std::string& name) {
-  static const char* kept[] = {"q_proj.", "k_proj.", "v_proj.", "o_proj."};
+  static const char* kept[] = {"q_proj.", "k_proj.", "v_proj.", "o_proj.", "q_norm.", "k_norm."};
   for (const char* prefix : kept) {
     if (name.rfind(prefix, 0) == 0) return fmt::format("model.layers.{}.self_attn.{}", layer, name);
   }
@@ -34,66 +35,55 @@ Decoder::Decoder(ModelConfig config, const LoadOptions& options)
                      c.max_position);
   }
   const auto tensor_options = at::TensorOptions().dtype(options.dtype).device(options.device);
-  std::optional<mixer::ShapesOnly> shapes_only;
+  std::optional<ShapesOnly> shapes_only;
   if (options.device.is_meta()) shapes_only.emplace();
   const auto matrix = [&](int64_t out, int64_t in) {
     return Weight{at::empty({out, in}, tensor_options)};
   };
-  const auto vector = [&](int64_t n) { return at::empty({n}, tensor_options); };
   const auto norm = [&] {
-    return Norm{vector(c.hidden), c.layer_norm ? vector(c.hidden) : at::Tensor()};
+    const auto vector = [&] { return at::empty({c.hidden}, tensor_options); };
+    return Norm{vector(), c.layer_norm ? vector() : at::Tensor(), c.norm_eps, c.layer_norm};
   };
+  if (!c.learned_positions) {
+    rope_ = std::make_shared<Rope>(
+        rope_frequencies(c.rope, c.head_dim, c.max_position, options.context), context_);
+  }
   embed_ = matrix(c.vocab, c.hidden);
   if (!c.tied) head_ = matrix(c.vocab, c.hidden);
   if (c.learned_positions) positions_ = at::empty({c.max_position, c.hidden}, tensor_options);
   final_norm_ = norm();
+  mixer::LayerConfig layer;
+  layer.hidden = c.hidden;
+  layer.heads = c.heads;
+  layer.kv_heads = c.kv_heads;
+  layer.head_dim = c.head_dim;
+  layer.rope = rope_;
+  layer.norm_eps = c.norm_eps;
+  layer.qk_norm = c.qk_norm;
+  layer.qkv_bias = c.qkv_bias;
+  layer.out_bias = c.out_bias;
+  layer.tensors = tensor_options;
+  layer.drawn = false;
+  const mixer::MlpConfig mlp{c.hidden,    c.intermediate, c.activation,
+                             c.gated_mlp, c.mlp_bias,     tensor_options};
   for (int64_t l = 0; l < c.layers; ++l) {
-    Block b;
-    b.ln1 = norm();
-    b.ln2 = norm();
-    if (const auto it = c.mixers.find(l); it != c.mixers.end()) {
-      mixer::LayerConfig layer;
-      layer.hidden = c.hidden;
-      layer.heads = c.heads;
-      layer.kv_heads = c.kv_heads;
-      layer.head_dim = c.head_dim;
-      layer.layer = l;
-      layer.options = it->second.options;
-      b.mixer = mixer::make_layer(it->second.id, layer);
-      for (auto& [name, tensor] : b.mixer->parameters()) tensor = tensor.to(tensor_options);
-    } else {
-      // One matrix for q, k and v, so that inference reads it in one product; the three are its
-      // rows.
-      const int64_t sizes[] = {c.q_size(), c.kv_size(), c.kv_size()};
-      b.qkv = matrix(c.q_size() + 2 * c.kv_size(), c.hidden);
-      if (c.qkv_bias) b.qkv_bias = vector(c.q_size() + 2 * c.kv_size());
-      Weight* weights[] = {&b.q, &b.k, &b.v};
-      at::Tensor* biases[] = {&b.q_bias, &b.k_bias, &b.v_bias};
-      int64_t row = 0;
-      for (int i = 0; i < 3; ++i) {
-        weights[i]->data = b.qkv.data.narrow(0, row, sizes[i]).detach();
-        if (c.qkv_bias) *biases[i] = b.qkv_bias.narrow(0, row, sizes[i]).detach();
-        row += sizes[i];
-      }
-      b.o = matrix(c.hidden, c.q_size());
-      if (c.out_bias) b.o_bias = vector(c.hidden);
-      if (c.qk_norm) {
-        b.q_norm = vector(c.head_dim);
-        b.k_norm = vector(c.head_dim);
-      }
+    Block b{norm(), norm(), nullptr, nullptr};
+    const auto other = c.mixers.find(l);
+    layer.layer = l;
+    layer.window = c.windows[l];
+    layer.options = other == c.mixers.end() ? Json::object() : other->second.options;
+    b.mixer = mixer::make_layer(other == c.mixers.end() ? "softmax" : other->second.id, layer);
+    const mixer::HeadsView* heads = b.mixer->heads();
+    if (heads && (heads->heads != c.heads || heads->kv_heads != c.kv_heads)) {
+      throw UsageError(
+          "layer {} has {} query and {} key/value heads, the model {} and {}: plans and probes "
+          "need "
+          "the same number in every layer",
+          l, heads->heads, heads->kv_heads, c.heads, c.kv_heads);
     }
-    if (c.gated_mlp) b.gate = matrix(c.intermediate, c.hidden);
-    b.up = matrix(c.intermediate, c.hidden);
-    b.down = matrix(c.hidden, c.intermediate);
-    if (c.mlp_bias) {
-      if (c.gated_mlp) b.gate_bias = vector(c.intermediate);
-      b.up_bias = vector(c.intermediate);
-      b.down_bias = vector(c.hidden);
-    }
+    for (auto& [name, tensor] : b.mixer->parameters()) tensor = tensor.to(tensor_options);
+    b.channel = std::make_unique<mixer::MlpLayer>(mlp);
     blocks_.push_back(std::move(b));
-  }
-  if (!c.learned_positions) {
-    frequencies_ = rope_frequencies(c.rope, c.head_dim, c.max_position, options.context);
   }
 }
 
@@ -106,32 +96,14 @@ void Decoder::visit(const std::function<void(const std::string&, at::Tensor&)>& 
   for (size_t l = 0; l < blocks_.size(); ++l) {
     Block& b = blocks_[l];
     const std::string p = fmt::format("model.layers.{}.", l);
-    visit(p + "input_layernorm.weight", b.ln1.weight);
-    optional(p + "input_layernorm.bias", b.ln1.bias);
-    if (b.mixer) {
-      for (auto& [name, tensor] : b.mixer->parameters()) {
-        visit(mixer_name(static_cast<int64_t>(l), name), tensor);
-      }
-    } else {
-      visit(p + "self_attn.q_proj.weight", b.q.data);
-      optional(p + "self_attn.q_proj.bias", b.q_bias);
-      visit(p + "self_attn.k_proj.weight", b.k.data);
-      optional(p + "self_attn.k_proj.bias", b.k_bias);
-      visit(p + "self_attn.v_proj.weight", b.v.data);
-      optional(p + "self_attn.v_proj.bias", b.v_bias);
-      visit(p + "self_attn.o_proj.weight", b.o.data);
-      optional(p + "self_attn.o_proj.bias", b.o_bias);
-      optional(p + "self_attn.q_norm.weight", b.q_norm);
-      optional(p + "self_attn.k_norm.weight", b.k_norm);
+    visit(p + "input_layernorm.weight", b.in.weight);
+    optional(p + "input_layernorm.bias", b.in.bias);
+    for (auto& [name, tensor] : b.mixer->parameters()) {
+      visit(mixer_name(static_cast<int64_t>(l), name), tensor);
     }
-    visit(p + "post_attention_layernorm.weight", b.ln2.weight);
-    optional(p + "post_attention_layernorm.bias", b.ln2.bias);
-    optional(p + "mlp.gate_proj.weight", b.gate.data);
-    optional(p + "mlp.gate_proj.bias", b.gate_bias);
-    visit(p + "mlp.up_proj.weight", b.up.data);
-    optional(p + "mlp.up_proj.bias", b.up_bias);
-    visit(p + "mlp.down_proj.weight", b.down.data);
-    optional(p + "mlp.down_proj.bias", b.down_bias);
+    visit(p + "post_attention_layernorm.weight", b.mid.weight);
+    optional(p + "post_attention_layernorm.bias", b.mid.bias);
+    for (auto& [name, tensor] : b.channel->parameters()) visit(p + "mlp." + name, tensor);
   }
   visit("model.norm.weight", final_norm_.weight);
   optional("model.norm.bias", final_norm_.bias);
@@ -150,13 +122,17 @@ void Decoder::requires_grad(bool on) {
   visit([&](const std::string&, at::Tensor& tensor) { tensor.requires_grad_(on); });
 }
 
-std::vector<std::pair<std::string, std::vector<int64_t>>> Decoder::shapes(
-    const ModelConfig& config) {
+Decoder Decoder::bare(const ModelConfig& config) {
   const at::NoGradGuard no_grad;
   LoadOptions nowhere;
   nowhere.device = at::kMeta;
+  return Decoder(config, nowhere);
+}
+
+std::vector<std::pair<std::string, std::vector<int64_t>>> Decoder::shapes(
+    const ModelConfig& config) {
   std::vector<std::pair<std::string, std::vector<int64_t>>> out;
-  Decoder(config, nowhere).visit([&](const std::string& name, at::Tensor& tensor) {
+  bare(config).visit([&](const std::string& name, at::Tensor& tensor) {
     out.emplace_back(name, tensor.sizes().vec());
   });
   return out;
@@ -206,12 +182,10 @@ void Decoder::move_to(const at::Device& device) {
   const at::NoGradGuard no_grad;
   options_.device = device;
   visit([&](const std::string&, at::Tensor& tensor) { tensor = tensor.to(device); });
-  // q, k and v are parts of one matrix for the CPU's fused path alone.
   for (Block& b : blocks_) {
-    b.qkv = Weight{};
-    b.qkv_bias = at::Tensor();
+    b.mixer->moved();
+    b.channel->moved();
   }
-  rope_ = {};
 }
 
 namespace {

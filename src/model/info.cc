@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <set>
 
-#include "cache/kv_state.h"
+#include "cache/state_spec.h"
 #include "io/tokenizer/open.h"
 #include "model/decoder.h"
 #include "model/hub.h"
@@ -37,14 +37,21 @@ Json model_info(const std::string& name) {
   std::set<int64_t> lengths = {c.max_position};
   for (int64_t n = 1024; n < c.max_position && lengths.size() < 8; n *= 2) lengths.insert(n);
   Json rows = Json::array();
+  const Decoder bare = Decoder::bare(c);
   for (int64_t tokens : lengths) {
-    int64_t elements = 0;
-    for (int64_t l = 0; l < c.layers; ++l) {
-      if (c.mixers.contains(l)) continue;
-      const std::vector<HeadProgram> heads(c.kv_heads, HeadProgram{c.windows[l], 0});
-      elements += KvState::formula_bytes(heads, c.head_dim, 1, tokens);
-    }
-    rows.push_back({{"tokens", tokens}, {"float16", 2 * elements}, {"float32", 4 * elements}});
+    const auto bytes = [&](at::ScalarType type) {
+      mixer::StateRequest request;
+      request.kv_dtype = type;
+      int64_t sum = 0;
+      for (const Block& block : bare.blocks()) {
+        for (const StatePart& part : block.mixer->state(request).parts) {
+          if (const auto* kept = std::get_if<RowsPart>(&part)) sum += kept->formula_bytes(tokens);
+        }
+      }
+      return sum;
+    };
+    rows.push_back(
+        {{"tokens", tokens}, {"float16", bytes(at::kHalf)}, {"float32", bytes(at::kFloat)}});
   }
   out["kv_bytes"] = rows;
   out["tokenizer"] = nullptr;

@@ -29,8 +29,9 @@ int64_t positions(const Decoder& model, int64_t layer, const HeadProgram& progra
 int64_t dense_total(const Decoder& model, int64_t length) {
   int64_t sum = 0;
   for (int64_t l = 0; l < model.config().layers; ++l) {
-    if (!model.blocks()[l].mixer)
+    if (model.blocks()[l].mixer->heads()) {
       sum += model.config().kv_heads * dense_positions(model, l, length);
+    }
   }
   return sum;
 }
@@ -90,7 +91,7 @@ Json to_json(const Candidate& candidate) {
 Programs full_programs(const Decoder& model) {
   Programs programs;
   for (int64_t l = 0; l < model.config().layers; ++l) {
-    programs.heads.emplace_back(model.blocks()[l].mixer ? 0 : model.config().kv_heads);
+    programs.heads.emplace_back(model.blocks()[l].mixer->heads() ? model.config().kv_heads : 0);
   }
   return programs;
 }
@@ -218,7 +219,7 @@ Programs Search::allocated(const std::vector<double>& losses, double budget,
   std::vector<std::vector<Option>> heads;
   std::vector<std::pair<int64_t, int64_t>> where;
   for (int64_t l = 0; l < config.layers; ++l) {
-    if (model_.blocks()[l].mixer) continue;
+    if (!model_.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       std::vector<Option> options;
       const bool keep = kept_full.count(l * config.kv_heads + h) > 0;
@@ -262,7 +263,7 @@ std::vector<double> Search::heads_alone() {
   std::vector<int64_t> measured{0, count / 2, count - 1};
   measured.erase(std::unique(measured.begin(), measured.end()), measured.end());
   for (int64_t l = 0; l < config.layers; ++l) {
-    if (model_.blocks()[l].mixer) continue;
+    if (!model_.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       std::vector<std::pair<double, double>> points;  // ln window, increase
       for (int64_t p : measured) {
@@ -393,7 +394,7 @@ void Search::repair(Candidate start, const std::vector<double>& losses, double b
   std::set<int64_t> kept;                          // heads that stay full
   std::vector<std::pair<double, int64_t>> missed;  // gain by the full cache, head
   for (int64_t l = 0; l < model_.config().layers; ++l) {
-    if (model_.blocks()[l].mixer) continue;
+    if (!model_.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < heads; ++h) {
       if (start.programs.heads[l][h].full()) {
         kept.insert(l * heads + h);
@@ -609,7 +610,7 @@ std::vector<std::vector<double>> train_gates(const Decoder& model,
   const auto values = gates.detach().cpu();
   for (int64_t l = 0; l < config.layers; ++l) {
     std::vector<double> layer;
-    if (!model.blocks()[l].mixer) {
+    if (model.blocks()[l].mixer->heads()) {
       for (int64_t h = 0; h < config.kv_heads; ++h) layer.push_back(values[l][h].item<float>());
     }
     result.push_back(std::move(layer));

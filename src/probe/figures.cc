@@ -298,7 +298,7 @@ Figures measure_heads(const Decoder& model, const FigureInputs& inputs, Progress
   figures.from = std::min<int64_t>(eval::kScoredFrom, figures.context / 2);
   figures.heads.resize(config.layers);
   for (int64_t l = 0; l < config.layers; ++l) {
-    if (!model.blocks()[l].mixer) figures.heads[l].resize(config.heads);
+    if (model.blocks()[l].mixer->heads()) figures.heads[l].resize(config.heads);
   }
   int64_t done = 0;
   progress.begin("heads", static_cast<int64_t>(inputs.texts.size() + inputs.repeats.size() +

@@ -41,7 +41,10 @@ MemoryNeed memory_need(const ModelConfig& model, const TrainConfig& config, at::
   const double mlp = (model.gated_mlp ? 4.0 : 2.0) * static_cast<double>(model.intermediate);
   const double attention = 2.0 * static_cast<double>(model.q_size() + model.kv_size());
   const auto layers = static_cast<double>(model.layers);
-  const double attending = layers - static_cast<double>(model.mixers.size());
+  const Decoder bare = Decoder::bare(model);
+  const auto attending = static_cast<double>(
+      std::count_if(bare.blocks().begin(), bare.blocks().end(),
+                    [](const Block& block) { return block.mixer->heads() != nullptr; }));
   const double norms = model.layer_norm ? 4 : 6;
   need.pass = tokens * element * (layers * (norms * hidden + mlp) + attending * attention);
   // Logits and their softmax for some rows at a time; the head's gradient in float32.

@@ -335,9 +335,12 @@ double Run::step(const data::Batch& batch, double lr, double* norm) {
       if (bound >= begin && bound <= end) part.cu_seqlens.push_back(bound - begin);
     }
     auto on_device = to_device(part, device_);
+    mixer::Aux aux;  // a router's balance, say: trained with, not part of a measured loss
+    on_device.pass.aux = &aux;
     const at::Tensor hidden = model_->hidden(on_device.ids, on_device.pass);
-    const at::Tensor loss =
+    at::Tensor loss =
         chunked_cross_entropy(hidden.flatten(0, 1), model_->head().data, on_device.targets);
+    for (const auto& [name, own] : aux.losses()) loss = loss + own;
     loss.backward();
     optimizer_->accumulate();
     sum = sum.defined() ? sum + loss.detach() : loss.detach();

@@ -141,7 +141,15 @@ TEST(LayerProperties, StatesForkSaveLoadAndTellTheirSize) {
     saved.erase(saved.begin());
     EXPECT_THROW(loaded->load(saved, "layer."), Error);
 
-    EXPECT_THROW(state->truncate(5), Error);
+    if (layer.state().can_truncate()) {
+      const auto shorter = state->fork();
+      shorter->truncate(5);
+      EXPECT_LE(relative_error(forward(layer, x.slice(1, 5), {shorter.get()}),
+                               forward(layer, x).slice(1, 5)),
+                kBound);
+    } else {
+      EXPECT_THROW(state->truncate(5), Error);
+    }
     state->truncate(state->length());
     state->truncate(0);
     EXPECT_LE(relative_error(forward(layer, x, {state.get()}), forward(layer, x)), kBound);
@@ -224,7 +232,9 @@ TEST(LayerProperties, OptionsAreChecked) {
     }
     Call call;
     call.pattern = Pattern::kNoncausalSelf;
-    EXPECT_THROW(layer.forward(at::randn({1, 3, kHidden}), call), UsageError);
+    if (!layer.takes(Pattern::kNoncausalSelf)) {
+      EXPECT_THROW(layer.forward(at::randn({1, 3, kHidden}), call), UsageError);
+    }
     EXPECT_GT(layer.flops(10), 0);
     EXPECT_EQ(layer.traits().linear_time, m.traits.linear_time);
   });

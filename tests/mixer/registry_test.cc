@@ -118,7 +118,7 @@ TEST(Registry, NamesTheNearestSystem) {
       std::find_if(cards().begin(), cards().end(), [](const Card& card) { return !card.ready; });
   ASSERT_NE(planned, cards().end());
   EXPECT_THROW(find_mechanism(planned->id), UsageError);
-  EXPECT_THROW(make_layer("softmax", {}), UsageError);
+  EXPECT_THROW(make_layer("dplr", {}), UsageError);  // a core alone
 }
 
 TEST(Settings, RefuseWhatIsNoSuchValue) {

@@ -258,8 +258,20 @@ TEST(Decoder, ADensePrefillSeesEverythingAndThenKeepsWhatThePlanSays) {
   Pass dense;
   const at::Tensor last = model.hidden(ids, dense).narrow(1, 89, 1);
   EXPECT_LT(relative_error(model.prefill(list, *state, 16), last), 1e-5);
-  const auto& kv = dynamic_cast<KvState&>(state->layer(0));
-  EXPECT_EQ(kv.runs(1).front().k.size(0), 2);
+  EXPECT_EQ(state->layer(0).rows().runs(1).front().k.size(0), 2);
+
+  // Whatever the first layer is: the state as a whole says how a prompt must come.
+  ModelConfig config = tiny();
+  config.head_dim = 8;
+  config.mixers[0] = {"retnet", Json::object()};
+  const Decoder hybrid = sharp(5, config);
+  programs.heads[0].clear();
+  const auto other = hybrid.make_state(options);
+  EXPECT_TRUE(other->dense_prefill());
+  Pass all;
+  const at::Tensor end = hybrid.hidden(ids, all).narrow(1, 89, 1);
+  EXPECT_LT(relative_error(hybrid.prefill(list, *other, 16), end), 1e-5);
+  EXPECT_FALSE(other->dense_prefill());
 }
 
 TEST(Decoder, HalfPrecisionCachesComeClose) {
@@ -330,6 +342,48 @@ TEST(Decoder, Bfloat16ComesClose) {
             5e-2);
 }
 
+TEST(Decoder, RecurrentLayersStepSeveralSequencesTogether) {
+  const at::NoGradGuard no_grad;
+  ModelConfig config = tiny();
+  config.head_dim = 8;
+  config.mixers[0] = {"gla", {{"conv", 4}}};
+  config.mixers[1] = {"retnet", Json::object()};  // turns by position
+  config.mixers[2] = {"rwkv6", Json::object()};
+  const Decoder model = Decoder::random(config, 12);
+  std::vector<std::vector<int64_t>> texts = {{1, 2, 3, 4, 5}, {6}, {7, 8}};
+  std::vector<std::unique_ptr<DecoderState>> owned;
+  std::vector<DecoderState*> states;
+  for (const auto& text : texts) {
+    owned.push_back(model.make_state());
+    model.prefill(text, *owned.back());
+    states.push_back(owned.back().get());
+  }
+  const auto check = [&](const at::Tensor& together, const std::vector<size_t>& which) {
+    for (size_t s = 0; s < which.size(); ++s) {
+      const auto& text = texts[which[s]];
+      Pass pass;
+      const at::Tensor whole = model.hidden(at::tensor(text, at::kLong).unsqueeze(0), pass);
+      EXPECT_LT(relative_error(together.select(1, static_cast<int64_t>(s)),
+                               whole.select(1, whole.size(1) - 1)),
+                1e-5)
+          << s;
+    }
+  };
+  for (int64_t step = 0; step < 3; ++step) {
+    const std::vector<int64_t> next = {10 + step, 20 + step, 30 + step};
+    for (size_t s = 0; s < 3; ++s) texts[s].push_back(next[s]);
+    check(model.step(next, states), {0, 1, 2});
+  }
+  // In another order, and fewer of them.
+  const std::vector<int64_t> next = {40, 41};
+  const std::vector<DecoderState*> some = {states[2], states[0]};
+  texts[2].push_back(40);
+  texts[0].push_back(41);
+  check(model.step(next, some), {2, 0});
+  EXPECT_EQ(states[1]->length(), 4);
+  EXPECT_EQ(model.state_bytes(4), states[1]->bytes());
+}
+
 class Recorder : public mixer::Taps {
  public:
   bool wants(std::string_view name) const override { return name == "1.o" || name == "1.q"; }
@@ -356,6 +410,19 @@ TEST(Decoder, TapsSeeAndReplaceTensors) {
   EXPECT_LT(relative_error(out[0], out[1]), 1e-5);
   Pass plain;
   EXPECT_GT(relative_error(out[0], model.forward(ids, plain)), 1e-3);
+
+  // In every layer, whatever its mixer.
+  ModelConfig config = tiny();
+  config.head_dim = 8;
+  config.mixers[1] = {"gla", Json::object()};
+  const Decoder hybrid = Decoder::random(config, 7);
+  Recorder taps;
+  Pass pass, untapped;
+  pass.taps = &taps;
+  const at::Tensor tapped = hybrid.forward(ids, pass);
+  EXPECT_EQ(taps.seen["1.q"], (std::vector<int64_t>{2, 9, 4, 4}));
+  EXPECT_EQ(taps.seen["1.o"], (std::vector<int64_t>{2, 9, 4, 8}));
+  EXPECT_GT(relative_error(tapped, hybrid.forward(ids, untapped)), 1e-6);
 }
 
 TEST(Decoder, AnotherMixerTrainsSavesAndDecodes) {

@@ -1,3 +1,4 @@
+// See recurrent_layer.h.
 #include "mixer/common/recurrent_layer.h"
 
 #include <ATen/ATen.h>
@@ -9,34 +10,37 @@ namespace heed::mixer {
 
 using at::Tensor;
 
-RecurrentPass::RecurrentPass(const std::string& id, const Tensor& x, Call& call)
-    : batch_(x.size(0)),
+RecurrentPass::RecurrentPass(const std::string& id, const StateSpec& spec, const Tensor& x,
+                             Call& call)
+    : call_(call),
+      batch_(x.size(0)),
       tokens_(x.size(1)),
       sequences_(call.sequences(x)),
-      device_(x.device()),
-      given_positions_(call.positions),
-      cu_seqlens_(call.cu_seqlens) {
+      device_(x.device()) {
   if (call.pattern != Pattern::kCausalSelf) {
     throw UsageError("mixer {} is causal self attention only", id);
   }
-  if (cu_seqlens_.defined()) offset_ = op::read_offsets(cu_seqlens_, tokens_, "cu_seqlens");
-  for (State* state : call.states) {
-    auto* own = dynamic_cast<TensorState*>(state);
-    if (own == nullptr) throw UsageError("mixer {} was given the state of another mixer", id);
-    states_.push_back(own);
+  if (call.cu_seqlens.defined()) {
+    offset_ = op::read_offsets(call.cu_seqlens, tokens_, "cu_seqlens");
+  }
+  for (const State* state : call.states) {
+    if (state->parts() != spec.parts.size() || (state->parts() > 0 && state->find_rows(0))) {
+      throw UsageError("mixer {} was given the state of another mixer", id);
+    }
   }
 }
 
 // Sequences [first, first + count) have x's batch: their last `rows` inputs, then x; the states
 // keep the last `rows` of that.
-Tensor RecurrentPass::with_history(const std::string& name, const Tensor& x, int64_t rows,
-                                   int64_t first, int64_t count) {
-  if (states_.empty()) return at::constant_pad_nd(x, {0, 0, rows, 0});
-  std::vector<Tensor> kept;
-  for (int64_t n = 0; n < count; ++n) kept.push_back(states_[first + n]->tensor(name));
-  Tensor joined = at::cat({at::stack(kept).to(x.scalar_type()), x}, 1);
-  const Tensor last = joined.detach().slice(1, joined.size(1) - rows);
-  for (int64_t n = 0; n < count; ++n) states_[first + n]->tensor(name).copy_(last.select(0, n));
+Tensor RecurrentPass::with_history(size_t part, const Tensor& x, int64_t rows, int64_t first,
+                                   int64_t count) {
+  if (call_.states.empty()) return at::constant_pad_nd(x, {0, 0, rows, 0});
+  if (count == 0) return x;
+  const Tensor kept = side_by_side(
+      std::span(call_.states).subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
+      part);
+  Tensor joined = at::cat({kept.to(x.scalar_type()), x}, 1);
+  kept.copy_(joined.detach().slice(1, joined.size(1) - rows));
   return joined;
 }
 
@@ -50,55 +54,48 @@ Tensor RecurrentPass::over_parts(const Tensor& x, F&& f) {
   return parts.empty() ? x : at::cat(parts, 1);
 }
 
-Tensor RecurrentPass::short_conv(const std::string& name, const Tensor& x, const Tensor& weight,
+Tensor RecurrentPass::short_conv(size_t part, const Tensor& x, const Tensor& weight,
                                  const Tensor& bias) {
-  const int64_t taps = weight.size(1);
-  return over_parts(x, [&](const Tensor& part, int64_t first, int64_t count) {
-    const Tensor padded = with_history(name, part, taps - 1, first, count);
-    Tensor sum;
-    for (int64_t i = 0; i < taps; ++i) {
-      const Tensor term = padded.slice(1, i, i + part.size(1)).mul(weight.select(1, i));
-      sum = sum.defined() ? sum.add(term) : term;
-    }
-    return bias.defined() ? sum.add(bias) : sum;
+  return over_parts(x, [&](const Tensor& piece, int64_t first, int64_t count) {
+    return heed::short_conv(with_history(part, piece, weight.size(1) - 1, first, count), weight,
+                            bias);
   });
 }
 
-Tensor RecurrentPass::previous(const std::string& name, const Tensor& x) {
-  return over_parts(x, [&](const Tensor& part, int64_t first, int64_t count) {
-    return with_history(name, part, 1, first, count).slice(1, 0, part.size(1));
+Tensor RecurrentPass::previous(size_t part, const Tensor& x) {
+  return over_parts(x, [&](const Tensor& piece, int64_t first, int64_t count) {
+    return with_history(part, piece, 1, first, count).slice(1, 0, piece.size(1));
   });
 }
 
-Tensor RecurrentPass::scan(const std::string& name, const Tensor& q, const Tensor& k,
-                           const Tensor& v, op::ScanInputs in, const op::ScanOptions& options) {
-  in.cu_seqlens = cu_seqlens_;
-  if (states_.empty()) return std::get<0>(op::scan(q, k, v, in, options));
+Tensor RecurrentPass::tokens(const HeadTokens& to, const Tensor& x, int64_t heads) {
+  Tensor y = linear(x, to.weight);
+  if (to.taps.defined()) y = at::silu(short_conv(to.history, y, to.taps));
+  return mixer::heads(y, heads);
+}
+
+Tensor RecurrentPass::scan(size_t part, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                           op::ScanInputs in, const op::ScanOptions& options) {
+  const Tensor q = call_.tap("q", q_in), k = call_.tap("k", k_in), v = call_.tap("v", v_in);
+  in.cu_seqlens = call_.cu_seqlens;
+  if (call_.states.empty()) return call_.tap("o", std::get<0>(op::scan(q, k, v, in, options)));
   const at::NoGradGuard no_grad;
-  if (tokens_ == 1 && sequences_ == 1) {
-    return op::scan_step(q, k, v, in, options, states_[0]->tensor(name));
-  }
-  std::vector<Tensor> initial;
-  for (TensorState* state : states_) initial.push_back(state->tensor(name));
-  if (initial.empty()) return v;
-  Tensor joined = at::cat(initial, 0);
-  Tensor out;
+  Tensor states = side_by_side(call_.states, part).flatten(0, 1);  // [N,H,K,V]
   if (tokens_ == 1 && offset_.empty()) {
-    out = op::scan_step(q, k, v, in, options, joined);
-  } else {
-    in.initial_state = joined;
-    std::tie(out, joined) = op::scan(q, k, v, in, options);
+    return call_.tap("o", op::scan_step(q, k, v, in, options, states));
   }
-  for (int64_t n = 0; n < sequences_; ++n) {
-    states_[n]->tensor(name).copy_(joined.slice(0, n, n + 1));
-  }
-  return out;
+  in.initial_state = states;
+  const auto [out, last] = op::scan(q, k, v, in, options);
+  states.copy_(last);
+  return call_.tap("o", out);
 }
 
 Tensor RecurrentPass::positions() const {
-  if (given_positions_.defined()) return given_positions_.to(device_, at::kFloat);
+  if (call_.positions.defined()) return call_.positions.to(device_, at::kFloat);
   const auto options = at::TensorOptions().dtype(at::kFloat).device(device_);
-  const auto start = [&](int64_t n) { return states_.empty() ? 0 : states_[n]->length(); };
+  const auto start = [&](int64_t n) {
+    return call_.states.empty() ? 0 : call_.states[n]->length();
+  };
   std::vector<Tensor> parts;
   if (offset_.empty()) {
     for (int64_t n = 0; n < batch_; ++n) {
@@ -113,147 +110,13 @@ Tensor RecurrentPass::positions() const {
 }
 
 void RecurrentPass::finish() {
-  for (size_t n = 0; n < states_.size(); ++n) {
-    states_[n]->advance(offset_.empty() ? tokens_ : offset_[n + 1] - offset_[n]);
+  for (size_t n = 0; n < call_.states.size(); ++n) {
+    call_.states[n]->advance(offset_.empty() ? tokens_ : offset_[n + 1] - offset_[n]);
   }
-}
-
-Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  const Tensor f = x.to(at::kFloat);
-  const Tensor y = f.mul(at::rsqrt(f.square().mean(-1, true).add(eps))).mul(weight.to(at::kFloat));
-  return y.to(x.scalar_type());
-}
-
-Tensor l2_norm(const Tensor& x, double eps) {
-  const Tensor f = x.to(at::kFloat);
-  return f.mul(at::rsqrt(f.square().sum(-1, true).add(eps))).to(x.scalar_type());
-}
-
-Tensor rotate(const Tensor& x, const Tensor& positions, double theta) {
-  const int64_t half = x.size(-1) / 2;
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(x.device());
-  const Tensor frequency =
-      at::exp(at::arange(half, options).mul(-std::log(theta) / static_cast<double>(half)));
-  const Tensor angle = positions.unsqueeze(-1).mul(frequency).unsqueeze(2);  // [B,T,1,D/2]
-  const Tensor c = at::cos(angle), s = at::sin(angle);
-  const Tensor f = x.to(at::kFloat);
-  const Tensor a = f.slice(-1, 0, half), b = f.slice(-1, half);
-  return at::cat({a.mul(c).sub(b.mul(s)), b.mul(c).add(a.mul(s))}, -1).to(x.scalar_type());
-}
-
-Tensor project(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
 }
 
 Tensor heads(const Tensor& x, int64_t heads) {
   return x.view({x.size(0), x.size(1), heads, x.size(2) / heads});
-}
-
-at::TensorOptions init_options() {
-  return at::TensorOptions().dtype(at::kFloat).device(ShapesOnly::on() ? at::kMeta : at::kCPU);
-}
-
-Tensor init_projection(int64_t out, int64_t in) {
-  const double gain = std::pow(2.0, -2.5);
-  const double bound = gain * std::sqrt(6.0 / static_cast<double>(in + out));
-  return at::empty({out, in}, init_options()).uniform_(-bound, bound);
-}
-
-Tensor init_conv(int64_t width, int64_t taps) {
-  const double bound = 1.0 / std::sqrt(static_cast<double>(taps));
-  return at::empty({width, taps}, init_options()).uniform_(-bound, bound);
-}
-
-Tensor init_dt_bias(int64_t n) {
-  const Tensor dt = at::exp(at::empty({n}, init_options()).uniform_(std::log(1e-3), std::log(1e-1)))
-                        .clamp_min(1e-4);
-  return dt.add(at::log(at::expm1(dt.neg()).neg()));
-}
-
-LayerOptions::LayerOptions(const std::string& id, const LayerConfig& config)
-    : id_(id),
-      options_(config.options),
-      hidden_(config.hidden),
-      heads_(config.heads),
-      head_dim_(config.head_dim) {
-  if (!options_.is_object() && !options_.is_null()) {
-    throw UsageError("mixer {}: its options must be an object", id);
-  }
-  if (hidden_ < 1) throw UsageError("mixer {}: hidden size is {}, must be positive", id, hidden_);
-  heads_ = integer("heads", std::max<int64_t>(config.heads, 1));
-  if (heads_ != config.heads) head_dim_ = 0;
-  if (head_dim_ == 0) {
-    if (hidden_ % heads_ != 0) {
-      throw UsageError("mixer {}: hidden size {} is no multiple of its {} heads", id, hidden_,
-                       heads_);
-    }
-    head_dim_ = hidden_ / heads_;
-  }
-}
-
-const Json* LayerOptions::find(const std::string& key) {
-  asked_.insert(key);
-  if (!options_.is_object()) return nullptr;
-  const auto it = options_.find(key);
-  return it == options_.end() || it->is_null() ? nullptr : &*it;
-}
-
-int64_t LayerOptions::integer(const std::string& key, int64_t fallback, int64_t least) {
-  const Json* value = find(key);
-  if (value == nullptr) return fallback;
-  if (!value->is_number_integer() || value->get<int64_t>() < least ||
-      value->get<int64_t>() > (int64_t{1} << 24)) {
-    throw UsageError("mixer {}: option {} is {}, expected a whole number of at least {}", id_, key,
-                     value->dump(), least);
-  }
-  return value->get<int64_t>();
-}
-
-double LayerOptions::number(const std::string& key, double fallback) {
-  const Json* value = find(key);
-  if (value == nullptr) return fallback;
-  if (!value->is_number()) {
-    throw UsageError("mixer {}: option {} is {}, expected a number", id_, key, value->dump());
-  }
-  return value->get<double>();
-}
-
-bool LayerOptions::flag(const std::string& key, bool fallback) {
-  const Json* value = find(key);
-  if (value == nullptr) return fallback;
-  if (!value->is_boolean()) {
-    throw UsageError("mixer {}: option {} is {}, expected true or false", id_, key, value->dump());
-  }
-  return value->get<bool>();
-}
-
-int64_t LayerOptions::head_width(const std::string& key, double fallback) {
-  const double factor = number(key, fallback);
-  const double width = factor * static_cast<double>(head_dim_);
-  if (!(width >= 1) || width != std::floor(width) || width > 65536) {
-    throw UsageError(
-        "mixer {}: {} {} times head size {} gives {}, expected a whole number from 1 on", id_, key,
-        factor, head_dim_, width);
-  }
-  return static_cast<int64_t>(width);
-}
-
-void LayerOptions::close() const {
-  if (!options_.is_object()) return;
-  for (const auto& [key, value] : options_.items()) {
-    if (asked_.count(key)) continue;
-    std::string known;
-    for (const std::string& name : asked_) known += (known.empty() ? "" : ", ") + name;
-    throw UsageError("mixer {}: unknown option {}, expected: {}", id_, key, known);
-  }
-}
-
-int64_t projection_flops(const NamedTensors& parameters, int64_t tokens) {
-  int64_t sum = 0;
-  for (const auto& [name, t] : parameters) {
-    if (t.dim() >= 2) sum += 2 * t.numel() * tokens;
-  }
-  return sum;
 }
 
 int64_t scan_flops(int64_t tokens, int64_t heads, int64_t key_dim, int64_t value_dim, bool delta) {
@@ -263,17 +126,87 @@ int64_t scan_flops(int64_t tokens, int64_t heads, int64_t key_dim, int64_t value
   return tokens * heads * (state + inside) * (delta ? 2 : 1);
 }
 
-std::unique_ptr<State> RecurrentLayer::make_state() const {
-  const at::Tensor& any = parameters_.begin()->second;
-  NamedTensors tensors;
-  for (const auto& [name, shape] : state_shapes()) {
-    const bool scan = name.starts_with("state");
-    const at::ScalarType type = scan || !any.is_floating_point() ? at::kFloat : any.scalar_type();
-    tensors[name] = at::zeros(shape, at::TensorOptions().dtype(type).device(any.device()));
+// ----------------------------------------------------------------------------------------------
+// the layer
+
+namespace {
+
+// A pack whose sequences have one token each.
+bool single_tokens(const Tensor& x, const Call& call) {
+  if (!call.cu_seqlens.defined() || call.states.empty() || x.size(0) != 1) return false;
+  const auto tokens = static_cast<size_t>(x.size(1));
+  if (tokens < 1 || call.states.size() != tokens || call.cu_seqlens.numel() != x.size(1) + 1 ||
+      call.cu_seqlens.scalar_type() != at::kLong) {
+    return false;
   }
-  return std::make_unique<TensorState>(std::move(tensors));
+  const int64_t* offset = call.cu_seqlens.const_data_ptr<int64_t>();
+  for (size_t n = 0; n <= tokens; ++n) {
+    if (offset[n] != static_cast<int64_t>(n)) return false;
+  }
+  return true;
 }
 
-int64_t RecurrentLayer::state_bytes(int64_t tokens) const { return make_state()->bytes(); }
+}  // namespace
+
+Tensor RecurrentLayer::forward(const Tensor& x, Call& call) {
+  const bool batch = single_tokens(x, call);
+  const Tensor cu_seqlens = call.cu_seqlens, positions = call.positions;
+  if (batch) {
+    call.cu_seqlens = Tensor();
+    if (positions.defined()) call.positions = positions.transpose(0, 1);
+  }
+  const Tensor in = batch ? x.transpose(0, 1) : x;
+  RecurrentPass pass(id_, spec_, in, call);
+  const Tensor y = mix(in, pass);
+  pass.finish();
+  call.cu_seqlens = cu_seqlens;
+  call.positions = positions;
+  return batch ? y.transpose(0, 1) : y;
+}
+
+StateSpec RecurrentLayer::state(const StateRequest& request) const {
+  StateSpec spec = spec_;
+  const at::TensorOptions options = params_.options();
+  spec.device = options.device();
+  for (StatePart& part : spec.parts) {
+    if (auto* history = std::get_if<HistoryPart>(&part)) {
+      history->dtype = c10::typeMetaToScalarType(options.dtype());
+    }
+  }
+  return spec;
+}
+
+int64_t RecurrentLayer::flops(int64_t tokens) const {
+  int64_t sum = params_.flops(tokens);
+  for (const StatePart& part : spec_.parts) {
+    const auto* scan = std::get_if<FixedPart>(&part);
+    if (scan && scan->shape.size() == 4) {
+      sum += scan_flops(tokens, scan->shape[1], scan->shape[2], scan->shape[3], corrects_);
+    }
+  }
+  return sum;
+}
+
+size_t RecurrentLayer::fixed(const std::string& name, std::vector<int64_t> shape) {
+  spec_.parts.push_back(FixedPart{name, std::move(shape)});
+  return spec_.parts.size() - 1;
+}
+
+size_t RecurrentLayer::history(const std::string& name, int64_t width, int64_t most) {
+  if (most == 0) return fixed(name, {0, width});  // a convolution of one tap; 0 would mean all
+  spec_.parts.push_back(HistoryPart{name, width, most});
+  return spec_.parts.size() - 1;
+}
+
+void RecurrentLayer::projection(HeadTokens& to, const std::string& name, int64_t width,
+                                int64_t hidden) {
+  params_.matrix(to.weight, name + "_proj.weight", width, hidden);
+}
+
+void RecurrentLayer::convolution(HeadTokens& to, const std::string& name, int64_t width,
+                                 int64_t taps) {
+  params_.tensor(to.taps, name + "_conv1d.weight", init_conv(width, taps));
+  to.history = history("conv_" + name, width, taps - 1);
+}
 
 }  // namespace heed::mixer

@@ -105,14 +105,6 @@ Causality causality(const Mechanism& mechanism, const Settings& settings) {
   return off || never ? Causality::kNone : mechanism.traits.causality;
 }
 
-int64_t Call::sequences(const at::Tensor& x) const {
-  const int64_t n = cu_seqlens.defined() ? cu_seqlens.size(0) - 1 : x.size(0);
-  if (!states.empty() && static_cast<int64_t>(states.size()) != n) {
-    throw UsageError("a call of {} sequences was given {} states", n, states.size());
-  }
-  return n;
-}
-
 void Registry::add(Mechanism mechanism) {
   Card& card = mechanism.card;
   const System* system = find_system(card.id);
@@ -217,8 +209,6 @@ const Mechanism& find_mechanism(const std::string& id) {
   }
   return *mechanism;
 }
-
-thread_local bool ShapesOnly::on_ = false;
 
 std::unique_ptr<Layer> make_layer(const std::string& id, const LayerConfig& config) {
   const Mechanism& mechanism = find_mechanism(id);

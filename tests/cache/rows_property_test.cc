@@ -7,6 +7,7 @@
 #include <random>
 
 #include "cache/attend_states.h"
+#include "io/error.h"
 #include "op/attend.h"
 
 namespace heed {
@@ -34,25 +35,30 @@ Tokens random_tokens(int64_t n, uint64_t seed) {
           all.narrow(1, kHeads * (kGroup + 1), kHeads)};
 }
 
-// Every property holds for pages and rings on the CPU, and for grouped rows as other devices have.
-class KvStates : public testing::TestWithParam<bool> {
- protected:
-  std::unique_ptr<KvState> make(const std::vector<HeadProgram>& programs,
-                                at::ScalarType type = at::kFloat) const;
-};
-
-std::unique_ptr<KvState> KvStates::make(const std::vector<HeadProgram>& programs,
-                                        at::ScalarType type) const {
-  KvOptions options;
-  options.head_dim = kDim;
-  options.dtype = type;
-  options.grouped = GetParam();
-  return std::make_unique<KvState>(programs, options);
+RowsPart part_of(const std::vector<HeadProgram>& programs, at::ScalarType type = at::kFloat) {
+  RowsPart part;
+  part.k_dim = part.v_dim = kDim;
+  part.programs = programs;
+  part.dtype = type;
+  return part;
 }
 
-at::Tensor run(KvState& state, const Tokens& t) {
+// Every property holds for pages and rings on the CPU, and for grouped rows as other devices have.
+class Caches : public testing::TestWithParam<bool> {
+ protected:
+  std::unique_ptr<Rows> make(const std::vector<HeadProgram>& programs,
+                             at::ScalarType type = at::kFloat) const {
+    return make(part_of(programs, type));
+  }
+  std::unique_ptr<Rows> make(RowsPart part) const {
+    part.grouped = GetParam();
+    return std::make_unique<Rows>(std::move(part), at::kCPU);
+  }
+};
+
+at::Tensor run(Rows& state, const Tokens& t) {
   const int64_t bounds[] = {0, t.q.size(0)};
-  KvState* states[] = {&state};
+  Rows* states[] = {&state};
   return attend_states(t.q, t.k, t.v, bounds, states, {}, 0.4);
 }
 
@@ -72,7 +78,7 @@ at::Tensor masked(const Tokens& t, const std::vector<HeadProgram>& programs) {
   return std::get<0>(op::attend_naive(d(t.q), d(t.k), d(t.v), options)).squeeze(0);
 }
 
-TEST_P(KvStates, AnyChunksEqualOnePassOfMaskedAttention) {
+TEST_P(Caches, AnyChunksEqualOnePassOfMaskedAttention) {
   std::mt19937 random(1);
   for (int trial = 0; trial < 20; ++trial) {
     std::vector<HeadProgram> programs;
@@ -135,7 +141,7 @@ at::Tensor with_means(const Tokens& t, const std::vector<HeadProgram>& programs)
   return at::stack(rows).view({t.q.size(0), kHeads * kGroup, kDim});
 }
 
-TEST_P(KvStates, MeansOfDroppedKeysFollowTheEquationInAnyChunks) {
+TEST_P(Caches, MeansOfDroppedKeysFollowTheEquationInAnyChunks) {
   const std::vector<HeadProgram> programs = {
       {0, 0}, {37, 4, Dropped::kMean}, {20, 0, Dropped::kMeanAsOne}};
   const Tokens t = random_tokens(150, 21);
@@ -147,7 +153,7 @@ TEST_P(KvStates, MeansOfDroppedKeysFollowTheEquationInAnyChunks) {
       parts.push_back(run(*state, t.part(n, std::min<int64_t>(chunk, 150 - n))));
     }
     EXPECT_LT(relative_error(at::cat(parts), expected), 3e-6) << "chunk " << chunk;
-    EXPECT_GE(state->bytes(), KvState::formula_bytes(programs, kDim, 4, 150));
+    EXPECT_GE(state->bytes(), state->part().formula_bytes(150));
   }
   // And without a state.
   const int64_t bounds[] = {0, 150};
@@ -155,7 +161,7 @@ TEST_P(KvStates, MeansOfDroppedKeysFollowTheEquationInAnyChunks) {
             3e-6);
 }
 
-TEST_P(KvStates, EqualDroppedKeysAreReplacedExactlyByTheirMean) {
+TEST_P(Caches, EqualDroppedKeysAreReplacedExactlyByTheirMean) {
   Tokens t = random_tokens(100, 22);
   t.k.narrow(0, 4, 80).copy_(t.k.narrow(0, 4, 1).clone().expand({80, kHeads, kDim}));
   t.v.narrow(0, 4, 80).copy_(t.v.narrow(0, 4, 1).clone().expand({80, kHeads, kDim}));
@@ -166,26 +172,25 @@ TEST_P(KvStates, EqualDroppedKeysAreReplacedExactlyByTheirMean) {
   EXPECT_LT(relative_error(run(*state, t.part(99, 1)), dense.narrow(0, 99, 1)), 3e-6);
 }
 
-TEST_P(KvStates, ADensePrefillLeavesTheMeanOfWhatItDrops) {
+TEST_P(Caches, ADensePrefillLeavesTheMeanOfWhatItDrops) {
   const Tokens t = random_tokens(140, 23);
   const std::vector<HeadProgram> programs = {
       {30, 4, Dropped::kMean}, {10, 0, Dropped::kMean}, {0, 0}};
-  KvOptions options;
-  options.head_dim = kDim;
-  options.dense_prefill = true;
-  options.grouped = GetParam();
-  KvState state(programs, options);
+  RowsPart part = part_of(programs);
+  part.dense_prefill = true;
+  part.grouped = GetParam();
+  Rows state(part, at::kCPU);
   const at::Tensor dense = masked(t, {{0, 0}, {0, 0}, {0, 0}});
   EXPECT_LT(relative_error(run(state, t.part(0, 130)), dense.narrow(0, 0, 130)), 3e-6);
   EXPECT_LT(relative_error(run(state, t.part(130, 10)), with_means(t, programs).narrow(0, 130, 10)),
             3e-6);
 }
 
-TEST_P(KvStates, SequencesOfAPackGoTheirOwnWays) {
+TEST_P(Caches, SequencesOfAPackGoTheirOwnWays) {
   const Tokens t = random_tokens(150, 12);
   const at::Tensor expected = masked(t, kPrograms);
   const auto state = make(kPrograms), other = make(kPrograms);
-  KvState* states[] = {state.get(), other.get()};
+  Rows* states[] = {state.get(), other.get()};
   std::vector<at::Tensor> parts;
   for (int64_t n = 0; n < 150; n += 30) {  // two sequences at once, the second a token a time
     const Tokens part = t.part(n, 30);
@@ -208,17 +213,16 @@ TEST(GroupedAttention, EqualsMaskedAttentionWithoutAStateToo) {
 
 TEST(GroupedAttention, WhatIsHeldIsWhatTheNextStepSees) {
   const Tokens t = random_tokens(150, 13);
-  KvOptions options;
-  options.head_dim = kDim;
-  options.grouped = true;
-  KvState state(kPrograms, options);
+  RowsPart part = part_of(kPrograms);
+  part.grouped = true;
+  Rows state(part, at::kCPU);
   const at::Tensor out = run(state, t);
   at::Tensor held = at::empty({kHeads * kGroup, kDim});
   attend_held(t.q[149], state, 0.4, held);
   EXPECT_LT(relative_error(held, out[149]), 3e-6);
 }
 
-TEST_P(KvStates, BytesAreTheFormulas) {
+TEST_P(Caches, BytesAreTheFormulas) {
   for (const auto type : {at::kFloat, at::kHalf, at::kBFloat16}) {
     const auto state = make({{0, 0}, {512, 16}, {64, 4}}, type);
     const int64_t element = type == at::kFloat ? 4 : 2;
@@ -226,27 +230,28 @@ TEST_P(KvStates, BytesAreTheFormulas) {
     for (const int64_t chunk : {1, 63, 100, 900, 1, 1000, 2031}) {
       state->append(at::randn({chunk, kHeads, kDim}), at::randn({chunk, kHeads, kDim}));
       length += chunk;
-      const int64_t formula = KvState::formula_bytes(state->programs(), kDim, element, length);
+      const int64_t formula = state->part().formula_bytes(length);
       // Pages and rings grow by 64 rows.
       EXPECT_GE(state->bytes(), formula);
+      EXPECT_EQ(state->bytes(), Rows::allocated(state->part(), length));
       EXPECT_LE(state->bytes(), formula + 2 * kHeads * 64 * 2 * kDim * element);
     }
     EXPECT_EQ(length, 4096);
-    EXPECT_EQ(state->bytes(), KvState::formula_bytes(state->programs(), kDim, element, 4096));
+    EXPECT_EQ(state->bytes(), state->part().formula_bytes(4096));
   }
 }
 
-TEST_P(KvStates, ForksDoNotShareMeans) {
+TEST_P(Caches, ForksDoNotShareMeans) {
   const std::vector<HeadProgram> programs(kHeads, {20, 2, Dropped::kMean});
   const Tokens common = random_tokens(60, 5), left = random_tokens(30, 6),
                right = random_tokens(30, 7);
   const auto state = make(programs);
   run(*state, common);
-  const auto fork = state->fork();
+  Rows fork = *state;
   std::vector<at::Tensor> a, b;
   for (int64_t n = 0; n < 30; ++n) {
     a.push_back(run(*state, left.part(n, 1)));
-    b.push_back(run(dynamic_cast<KvState&>(*fork), right.part(n, 1)));
+    b.push_back(run(fork, right.part(n, 1)));
   }
   for (const auto& [more, out] : {std::pair{&left, &a}, std::pair{&right, &b}}) {
     const Tokens all = {at::cat({common.q, more->q}), at::cat({common.k, more->k}),
@@ -255,7 +260,7 @@ TEST_P(KvStates, ForksDoNotShareMeans) {
   }
 }
 
-TEST_P(KvStates, ForksDoNotSeeEachOther) {
+TEST_P(Caches, ForksDoNotSeeEachOther) {
   for (const int64_t prefix : {1, 64, 100, 130}) {
     const Tokens common = random_tokens(prefix, 5), left = random_tokens(90, 6),
                  right = random_tokens(90, 7);
@@ -264,8 +269,7 @@ TEST_P(KvStates, ForksDoNotSeeEachOther) {
     };
     const auto state = make(kPrograms);
     run(*state, common);
-    const auto fork = state->fork();
-    auto& other = dynamic_cast<KvState&>(*fork);
+    Rows other = *state;
     std::vector<at::Tensor> a, b;
     for (int64_t n = 0; n < 90; n += 9) {  // in turns, a chunk and steps
       a.push_back(run(*state, left.part(n, 8)));
@@ -282,7 +286,7 @@ TEST_P(KvStates, ForksDoNotSeeEachOther) {
   }
 }
 
-TEST_P(KvStates, SavedStatesGoOnBitForBit) {
+TEST_P(Caches, SavedStatesGoOnBitForBit) {
   const std::vector<HeadProgram> kPrograms = {{0, 0}, {37, 4}, {100, 0, Dropped::kMean}};
   for (const int64_t length : {0, 3, 50, 200}) {
     const Tokens t = random_tokens(length, 8), more = random_tokens(5, 9);
@@ -304,7 +308,7 @@ TEST_P(KvStates, SavedStatesGoOnBitForBit) {
   }
 }
 
-TEST_P(KvStates, CutStatesGoOnAsIfNothingHadHappened) {
+TEST_P(Caches, CutStatesGoOnAsIfNothingHadHappened) {
   const Tokens t = random_tokens(200, 10);
   const std::vector<HeadProgram> roomy = {{0, 0}, {180, 20}, {0, 0}};
   for (const int64_t cut : {0, 10, 64, 130, 200}) {
@@ -324,7 +328,7 @@ TEST_P(KvStates, CutStatesGoOnAsIfNothingHadHappened) {
   EXPECT_EQ(state->length(), 200);
 }
 
-TEST_P(KvStates, HalfPrecisionChunksSeeWhatStepsSee) {
+TEST_P(Caches, HalfPrecisionChunksSeeWhatStepsSee) {
   // The chunk's own keys are rounded to the cache's type before they are used, so chunk sizes do
   // not matter.
   const Tokens t = random_tokens(120, 11);
@@ -337,7 +341,66 @@ TEST_P(KvStates, HalfPrecisionChunksSeeWhatStepsSee) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, KvStates, testing::Bool(),
+// A bias beside every key, a value that is a part of its key, values wider than keys.
+TEST_P(Caches, ColumnsAndUnequalWidthsFollowTheirRows) {
+  constexpr int64_t kValues = 5;
+  for (const bool v_in_k : {false, true}) {
+    for (const int64_t width : {1, static_cast<int>(kGroup)}) {
+      RowsPart part = part_of({{0, 0}, {37, 4}, {0, 0}});
+      part.v_dim = kValues;
+      part.v_in_k = v_in_k;
+      part.columns = {{"bias", width}};
+      const auto state = make(part);
+      const Tokens t = random_tokens(150, 31);
+      const at::Tensor v = v_in_k ? t.k.narrow(2, 0, kValues) : at::randn({150, kHeads, kValues});
+      const at::Tensor bias = at::randn({150, kHeads, width});
+      Rows* states[] = {state.get()};
+      std::vector<at::Tensor> parts;
+      NamedTensors saved;
+      for (int64_t begin = 0; begin < 150;) {
+        const int64_t count = begin % 3 == 0 ? 1 : std::min<int64_t>(40, 150 - begin);
+        const auto rows = [&](const at::Tensor& x) { return x.narrow(0, begin, count); };
+        const int64_t bounds[] = {0, count};
+        parts.push_back(
+            attend_states(rows(t.q), rows(t.k), rows(v), bounds, states, {}, 0.4, rows(bias)));
+        begin += count;
+      }
+      op::AttendOptions options;
+      options.causal = true;
+      options.scale = 0.4;
+      options.head_window = at::tensor({0, 37, 0}, at::kLong);
+      options.head_sinks = at::tensor({0, 4, 0}, at::kLong);
+      options.key_bias = bias.expand({150, kHeads, kGroup}).reshape({1, 150, kHeads * kGroup});
+      const auto d = [](const at::Tensor& x) { return x.unsqueeze(0).to(at::kDouble); };
+      const at::Tensor expected =
+          std::get<0>(op::attend_naive(d(t.q), d(t.k), d(v), options)).squeeze(0);
+      EXPECT_LT(relative_error(at::cat(parts), expected), 3e-6) << v_in_k << " " << width;
+      EXPECT_EQ(state->bytes(), Rows::allocated(state->part(), 150));
+      state->save(saved, "");
+      const auto again = make(part);
+      again->load(saved, "");
+      EXPECT_TRUE(at::equal(again->runs(1)[1].columns[0], state->runs(1)[1].columns[0]));
+    }
+  }
+}
+
+TEST_P(Caches, RefuseWhatDoesNotHoldTogether) {
+  RowsPart part = part_of({{10, 0, Dropped::kMean}});
+  part.columns = {{"bias", 1}};
+  EXPECT_THROW(make(part), UsageError);
+  part = part_of({{-1, 0}});
+  EXPECT_THROW(make(part), UsageError);
+  part = part_of({{0, 0}});
+  part.v_in_k = true;
+  part.v_dim = kDim + 1;
+  EXPECT_THROW(make(part), UsageError);
+  part = part_of({{0, 0}});
+  part.columns = {{"bias", 1}};
+  const auto state = make(part);
+  EXPECT_THROW(state->append(at::zeros({1, 1, kDim}), at::zeros({1, 1, kDim})), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, Caches, testing::Bool(),
                          [](const auto& info) { return info.param ? "Grouped" : "PagesAndRings"; });
 
 }  // namespace

@@ -1,0 +1,88 @@
+// See layer_options.h.
+#include "mixer/common/layer_options.h"
+
+#include <cmath>
+
+#include "io/error.h"
+
+namespace heed::mixer {
+
+LayerOptions::LayerOptions(const std::string& id, const LayerConfig& config)
+    : id_(id),
+      options_(config.options),
+      hidden_(config.hidden),
+      heads_(config.heads),
+      head_dim_(config.head_dim) {
+  if (!options_.is_object() && !options_.is_null()) {
+    throw UsageError("mixer {}: its options must be an object", id);
+  }
+  if (hidden_ < 1) throw UsageError("mixer {}: hidden size is {}, must be positive", id, hidden_);
+  heads_ = integer("heads", std::max<int64_t>(config.heads, 1));
+  if (heads_ != config.heads) head_dim_ = 0;
+  if (head_dim_ == 0) {
+    if (hidden_ % heads_ != 0) {
+      throw UsageError("mixer {}: hidden size {} is no multiple of its {} heads", id, hidden_,
+                       heads_);
+    }
+    head_dim_ = hidden_ / heads_;
+  }
+}
+
+const Json* LayerOptions::find(const std::string& key) {
+  asked_.insert(key);
+  if (!options_.is_object()) return nullptr;
+  const auto it = options_.find(key);
+  return it == options_.end() || it->is_null() ? nullptr : &*it;
+}
+
+int64_t LayerOptions::integer(const std::string& key, int64_t fallback, int64_t least) {
+  const Json* value = find(key);
+  if (value == nullptr) return fallback;
+  if (!value->is_number_integer() || value->get<int64_t>() < least ||
+      value->get<int64_t>() > (int64_t{1} << 24)) {
+    throw UsageError("mixer {}: option {} is {}, expected a whole number of at least {}", id_, key,
+                     value->dump(), least);
+  }
+  return value->get<int64_t>();
+}
+
+double LayerOptions::number(const std::string& key, double fallback) {
+  const Json* value = find(key);
+  if (value == nullptr) return fallback;
+  if (!value->is_number()) {
+    throw UsageError("mixer {}: option {} is {}, expected a number", id_, key, value->dump());
+  }
+  return value->get<double>();
+}
+
+bool LayerOptions::flag(const std::string& key, bool fallback) {
+  const Json* value = find(key);
+  if (value == nullptr) return fallback;
+  if (!value->is_boolean()) {
+    throw UsageError("mixer {}: option {} is {}, expected true or false", id_, key, value->dump());
+  }
+  return value->get<bool>();
+}
+
+int64_t LayerOptions::head_width(const std::string& key, double fallback) {
+  const double factor = number(key, fallback);
+  const double width = factor * static_cast<double>(head_dim_);
+  if (!(width >= 1) || width != std::floor(width) || width > 65536) {
+    throw UsageError(
+        "mixer {}: {} {} times head size {} gives {}, expected a whole number from 1 on", id_, key,
+        factor, head_dim_, width);
+  }
+  return static_cast<int64_t>(width);
+}
+
+void LayerOptions::close() const {
+  if (!options_.is_object()) return;
+  for (const auto& [key, value] : options_.items()) {
+    if (asked_.count(key)) continue;
+    std::string known;
+    for (const std::string& name : asked_) known += (known.empty() ? "" : ", ") + name;
+    throw UsageError("mixer {}: unknown option {}, expected: {}", id_, key, known);
+  }
+}
+
+}  // namespace heed::mixer
