@@ -3,8 +3,9 @@
  * queries (one query a sequence is a decoding step: its keys are then split over all threads), and
  * backward.
  *
- *   x_ij  = cap(scale q_i.k_j) - slope_h |p_i - j| + key_bias_jh      cap(x) = c tanh(x / c) if c >
- * 0 out_i = sum_j exp(x_ij) v_j / sum_j exp(x_ij),   lse_i = ln sum_j exp(x_ij)      (softmax)
+ *   x_ij  = cap(scale q_i.k_j) - slope_h |p_i - j| + key_bias_jh + q_bias_ih
+ *                                                             cap(x) = c tanh(x / c) if c > 0
+ *   out_i = sum_j exp(x_ij) v_j / sum_j exp(x_ij),   lse_i = ln sum_j exp(x_ij)      (softmax)
  *   out_i = sum_j sigmoid(x_ij + sigmoid_bias) v_j                                   (sigmoid)
  *
  * over the visible keys j of query i, which stands at position p_i = i + Tk - Tq: the last query
@@ -32,7 +33,7 @@
 extern "C" {
 #endif
 
-enum { HEED_ATTEND_VERSION = 1 };
+enum { HEED_ATTEND_VERSION = 2 };
 
 typedef enum heed_attend_weight {
   HEED_ATTEND_SOFTMAX = 0,
@@ -54,7 +55,7 @@ typedef struct heed_attend_options {
 /* Softmax, causal, no window, default scale, no cap, default sigmoid bias. */
 void heed_attend_options_init(heed_attend_options* options);
 
-/* Strides are free, the last dimension of q, k, v and out is contiguous. D and Dv are 1 to 256.
+/* Strides are free, the last dimension of q, k, v and out is contiguous. D and Dv are at least 1.
  * Packs: cu_seqlens_q and cu_seqlens_k hold `sequences` + 1 offsets (from 0, never falling, to Tq
  * and Tk) and B is 1; positions count inside each sequence. A partly filled cache: kv_lengths holds
  * the number of keys of each of the B sequences, in place of Tk. */
@@ -65,6 +66,7 @@ typedef struct heed_attend_tensors {
   heed_view out;          /* [B,Tq,Hq,Dv], dtype of q */
   heed_view lse;          /* [B,Tq,Hq] float32; optional in a forward call */
   heed_view key_bias;     /* [B,Tk,Hq] float32, optional */
+  heed_view q_bias;       /* [B,Tq,Hq] float32, finite, optional */
   heed_view alibi_slopes; /* [Hq] float32, contiguous, optional */
   const int64_t* cu_seqlens_q;
   const int64_t* cu_seqlens_k;
@@ -77,12 +79,14 @@ heed_status heed_attend_forward(const heed_attend_tensors* tensors,
                                 const heed_attend_options* options, const heed_parallel* parallel,
                                 char* message, size_t message_size);
 
-/* Gradients are ADDED to what the tensors hold, all but grad_out float32 with a contiguous last
- * dimension; a tensor whose data is NULL is left out. */
+/* Gradients are ADDED to what the tensors hold, all but the inputs grad_out and grad_lse; float32
+ * but for grad_out, with a contiguous last dimension; a tensor whose data is NULL is left out. */
 typedef struct heed_attend_gradients {
   heed_view grad_out; /* shape, dtype and strides of out */
   heed_view grad_q, grad_k, grad_v;
+  heed_view grad_lse;          /* shape and strides of lse, float32: an input; softmax only */
   heed_view grad_key_bias;     /* [B,Tk,Hq] */
+  heed_view grad_q_bias;       /* shape and strides of q_bias */
   heed_view grad_alibi_slopes; /* [Hq], contiguous */
 } heed_attend_gradients;
 

@@ -1,6 +1,6 @@
 """Functions over torch.ops.heed.*; shapes are [B, T, H, D], states [B, H, K, V]."""
 
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ def attend(
     soft_cap: float = 0.0,
     sigmoid: bool = False,
     bias: Optional[float] = None,
+    weight: Optional[str] = None,
     key_bias: Optional[Tensor] = None,
+    q_bias: Optional[Tensor] = None,
+    relative_bias: Optional[Tensor] = None,
+    relative_scale: Optional[Tensor] = None,
     alibi_slopes: Optional[Tensor] = None,
     cu_seqlens_q: Optional[Tensor] = None,
     cu_seqlens_k: Optional[Tensor] = None,
@@ -27,12 +31,21 @@ def attend(
 ) -> Tuple[Tensor, Tensor]:
     """Attention of q [B,Tq,Hq,D] over k [B,Tk,Hk,D], v [B,Tk,Hk,Dv]: out [B,Tq,Hq,Dv] and lse [B,Tq,Hq].
 
-    The last query stands at the last key. `lse` takes no gradient.
+    The last query stands at the last key. `weight` is "softmax", "sigmoid" (also `sigmoid=True`) or
+    "urpe", which takes relative_scale [Hq,2P-1]. Both results are differentiable.
     """
+    if weight is None:
+        weight = "sigmoid" if sigmoid else "softmax"
     return torch.ops.heed.attend(
-        q, k, v, key_bias=key_bias, alibi_slopes=alibi_slopes, cu_seqlens_q=cu_seqlens_q,
+        q, k, v, key_bias=key_bias, q_bias=q_bias, relative_bias=relative_bias,
+        relative_scale=relative_scale, alibi_slopes=alibi_slopes, cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k, head_window=head_window, head_sinks=head_sinks, causal=causal,
-        scale=scale, window=window, sinks=sinks, soft_cap=soft_cap, sigmoid=sigmoid, bias=bias)
+        scale=scale, window=window, sinks=sinks, soft_cap=soft_cap, weight=weight, bias=bias)
+
+
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tuple[Tensor, Tensor]:
+    """Softmax attention over the union of disjoint sets of keys, from each set's (out, lse)."""
+    return torch.ops.heed.merge(list(outs), list(lses))
 
 
 def scan(

@@ -30,6 +30,107 @@ std::vector<int64_t> per_head(const at::Tensor& values, int64_t fallback, int64_
   return result;
 }
 
+// Tables by distance reach from every query to every key that it may see.
+void check_tables(const AttendOptions& o, const AttendShape& s) {
+  if ((o.weight == kernel::Weight::kUrpe) != o.relative_scale.defined()) {
+    throw UsageError("attend: the weight urpe and relative_scale come together");
+  }
+  int64_t queries = 0, keys = 0;
+  for (int64_t n = 0; n < s.sequences; ++n) {
+    queries = std::max(queries, s.queries(n));
+    keys = std::max(keys, s.keys(n));
+  }
+  for (const at::Tensor& table : {o.relative_bias, o.relative_scale}) {
+    if (!table.defined()) continue;
+    if (table.dim() != 2 || table.size(0) != s.heads || table.size(1) % 2 != 1) {
+      throw UsageError("attend: a table by distance has shape {}, expected [Hq,2P-1] with Hq = {}",
+                       sizes_of(table), s.heads);
+    }
+    if (o.block_start.defined()) {
+      throw UsageError("attend: tables by distance do not go with block lists");
+    }
+    // Query i stands at i + Tk - Tq, so a key lies at most Tk - 1 behind and, not causal, Tq - 1
+    // ahead of one.
+    int64_t back = keys - 1, ahead = o.causal ? 0 : queries - 1;
+    if (!o.head_window.defined() && o.window > 0 && o.sinks == 0) {
+      back = std::min(back, o.window - 1), ahead = std::min(ahead, o.window - 1);
+    }
+    const int64_t reach = (table.size(1) + 1) / 2;
+    if (queries > 0 && keys > 0 && std::max(back, ahead) >= reach) {
+      throw UsageError(
+          "attend: a table by distance [Hq,{}] reaches {} tokens, a query sees a key {} away",
+          table.size(1), reach - 1, std::max(back, ahead));
+    }
+  }
+  if (o.relative_bias.defined() && o.relative_scale.defined() &&
+      o.relative_bias.size(1) != o.relative_scale.size(1)) {
+    throw UsageError("attend: relative_bias and relative_scale differ in length");
+  }
+}
+
+void check_axes(const AttendOptions& o, const AttendShape& s) {
+  if (o.axes.empty()) return;
+  if (o.axes.size() > static_cast<size_t>(kernel::kMaxAxes)) {
+    throw UsageError("attend: a grid has at most {} axes, got {}", kernel::kMaxAxes, o.axes.size());
+  }
+  if (o.causal || o.window > 0 || o.head_window.defined() || o.block_start.defined() ||
+      o.alibi_slopes.defined() || o.relative_bias.defined() || o.relative_scale.defined() ||
+      s.packed) {
+    throw UsageError(
+        "attend: axes do not go with causal, window, block lists, slopes, tables by distance or "
+        "packs");
+  }
+  int64_t cells = 1;
+  for (size_t i = 0; i < o.axes.size(); ++i) {
+    const kernel::Axis& axis = o.axes[i];
+    if (axis.stride < 1 || axis.window < axis.stride || axis.length < axis.window) {
+      throw UsageError(
+          "attend: axis {} has length {}, window {}, stride {}; expected 1 <= stride "
+          "<= window <= length",
+          i, axis.length, axis.window, axis.stride);
+    }
+    cells *= axis.length;
+  }
+  if (s.tq > s.tk || s.tk > cells) {
+    throw UsageError("attend: the grid has {} cells, q {} tokens and k {}", cells, s.tq, s.tk);
+  }
+}
+
+void check_lists(const AttendOptions& options, const AttendShape& s) {
+  if (options.q_block < 1 || options.k_block < 1 || !options.block_index.defined()) {
+    throw UsageError("attend: block_start needs block_index, q_block and k_block");
+  }
+  int64_t longest = 0;
+  for (int64_t n = 0; n < s.sequences; ++n) longest = std::max(longest, s.queries(n));
+  const int64_t blocks = (longest + options.q_block - 1) / options.q_block;
+  const bool of_queries = options.block_start.dim() == 3 && options.block_start.size(1) == s.heads;
+  const int64_t heads = of_queries ? s.heads : s.kv_heads;
+  expect_sizes(options.block_start, "block_start", {s.sequences, heads, blocks + 1},
+               "[N,Hk or Hq,blocks+1]");
+  if (options.block_start.scalar_type() != at::kLong ||
+      options.block_index.scalar_type() != at::kInt || options.block_index.dim() != 1) {
+    throw UsageError("attend: block_start must be int64 and block_index int32 [M]");
+  }
+  const at::Tensor start = options.block_start.cpu().contiguous();
+  const at::Tensor index = options.block_index.cpu().contiguous();
+  const int64_t* first = start.const_data_ptr<int64_t>();
+  const int32_t* list = index.const_data_ptr<int32_t>();
+  for (int64_t row = 0; row < s.sequences * heads; ++row, first += blocks + 1) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      if (first[i] < 0 || first[i + 1] < first[i] || first[i + 1] > index.numel()) {
+        throw UsageError("attend: block_start must rise within 0 and {} (block_index's length)",
+                         index.numel());
+      }
+      for (int64_t e = first[i]; e < first[i + 1]; ++e) {
+        if (list[e] < 0 || (e > first[i] && list[e] <= list[e - 1])) {
+          throw UsageError("attend: block_index must rise within each list, entry {} is {}", e,
+                           list[e]);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<int64_t> read_offsets(const at::Tensor& cu_seqlens, int64_t end, const char* name) {
@@ -95,6 +196,9 @@ AttendShape check_attend(const at::Tensor& q, const at::Tensor& k, const at::Ten
   if (options.key_bias.defined()) {
     expect_sizes(options.key_bias, "key_bias", {s.batch, s.tk, s.heads}, "[B,Tk,Hq]");
   }
+  if (options.q_bias.defined()) {
+    expect_sizes(options.q_bias, "q_bias", {s.batch, s.tq, s.heads}, "[B,Tq,Hq]");
+  }
   if (options.alibi_slopes.defined()) {
     expect_sizes(options.alibi_slopes, "alibi_slopes", {s.heads}, "[Hq]");
   }
@@ -117,38 +221,9 @@ AttendShape check_attend(const at::Tensor& q, const at::Tensor& k, const at::Ten
     }
     s.sequences = static_cast<int64_t>(s.q_offset.size()) - 1;
   }
-  if (options.block_start.defined()) {
-    if (options.q_block < 1 || options.k_block < 1 || !options.block_index.defined()) {
-      throw UsageError("attend: block_start needs block_index, q_block and k_block");
-    }
-    int64_t longest = 0;
-    for (int64_t n = 0; n < s.sequences; ++n) longest = std::max(longest, s.queries(n));
-    const int64_t blocks = (longest + options.q_block - 1) / options.q_block;
-    expect_sizes(options.block_start, "block_start", {s.sequences, s.kv_heads, blocks + 1},
-                 "[N,Hk,blocks+1]");
-    if (options.block_start.scalar_type() != at::kLong ||
-        options.block_index.scalar_type() != at::kInt || options.block_index.dim() != 1) {
-      throw UsageError("attend: block_start must be int64 and block_index int32 [M]");
-    }
-    const at::Tensor start = options.block_start.cpu().contiguous();
-    const at::Tensor index = options.block_index.cpu().contiguous();
-    const int64_t* first = start.const_data_ptr<int64_t>();
-    const int32_t* list = index.const_data_ptr<int32_t>();
-    for (int64_t row = 0; row < s.sequences * s.kv_heads; ++row, first += blocks + 1) {
-      for (int64_t i = 0; i < blocks; ++i) {
-        if (first[i] < 0 || first[i + 1] < first[i] || first[i + 1] > index.numel()) {
-          throw UsageError("attend: block_start must rise within 0 and {} (block_index's length)",
-                           index.numel());
-        }
-        for (int64_t e = first[i]; e < first[i + 1]; ++e) {
-          if (list[e] < 0 || (e > first[i] && list[e] <= list[e - 1])) {
-            throw UsageError("attend: block_index must rise within each list, entry {} is {}", e,
-                             list[e]);
-          }
-        }
-      }
-    }
-  }
+  check_tables(options, s);
+  check_axes(options, s);
+  if (options.block_start.defined()) check_lists(options, s);
   return s;
 }
 
@@ -168,11 +243,35 @@ at::Tensor attend_visible(int64_t tq, int64_t tk, bool causal, int64_t window, i
 
 namespace {
 
-// bool [Tq,Tk]: the block lists of one sequence and KV head.
-at::Tensor block_visible(const AttendOptions& options, int64_t sequence, int64_t kv_head,
-                         int64_t tq, int64_t tk) {
+// bool [Tq,Tk]: the product of the rules of the axes (kernel::Axis says them).
+at::Tensor grid_visible(const std::vector<kernel::Axis>& axes, int64_t tq, int64_t tk,
+                        const at::Device& device) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  at::Tensor p = at::arange(tq, options).add(tk - tq), j = at::arange(tk, options);
+  at::Tensor visible = at::ones({tq, tk}, options.dtype(at::kBool));
+  for (size_t i = axes.size(); i-- > 0;) {
+    const auto [length, window, stride, causal] = axes[i];
+    const at::Tensor u = p.remainder(length).unsqueeze(1), place = j.remainder(length).unsqueeze(0);
+    p = at::floor_divide(p, length), j = at::floor_divide(j, length);
+    const at::Tensor group = at::floor_divide(u, stride).mul(stride);
+    at::Tensor begin, end;
+    if (causal) {
+      begin = group.add(stride - 1).clamp_max(length - 1).sub(window - 1).clamp_min(0);
+      end = u.add(1);
+    } else {
+      begin = group.add(stride / 2).clamp_max(length - 1).sub(window / 2).clamp(0, length - window);
+      end = begin.add(window);
+    }
+    visible = visible.logical_and(place.ge(begin)).logical_and(place.lt(end));
+  }
+  return visible;
+}
+
+// bool [Tq,Tk]: the block lists of one sequence and head.
+at::Tensor block_visible(const AttendOptions& options, int64_t sequence, int64_t head, int64_t tq,
+                         int64_t tk) {
   const at::Tensor start =
-      options.block_start.cpu().select(0, sequence).select(0, kv_head).contiguous();
+      options.block_start.cpu().select(0, sequence).select(0, head).contiguous();
   const at::Tensor index = options.block_index.cpu().contiguous();
   const int64_t* s = start.const_data_ptr<int64_t>();
   const int32_t* x = index.const_data_ptr<int32_t>();
@@ -188,52 +287,77 @@ at::Tensor block_visible(const AttendOptions& options, int64_t sequence, int64_t
   return visible;
 }
 
+// What query rows see: bool [1 or B, Hk, 1 or G, Tq, Tk], Hk 1 where all heads have one rule.
+at::Tensor visible_pairs(const AttendOptions& o, const AttendShape& s, int64_t sequence,
+                         int64_t batch, int64_t tq, int64_t tk, const at::Device& device) {
+  const bool lists = o.block_start.defined();
+  const auto rule = [&](int64_t h) {
+    if (!o.axes.empty()) return grid_visible(o.axes, tq, tk, device);
+    return attend_visible(tq, tk, o.causal, s.head_window[h], s.head_sinks[h], device);
+  };
+  if (s.same_window() && !lists) return rule(0).view({1, 1, 1, tq, tk});
+  const int64_t width = lists && o.block_start.size(1) != s.kv_heads ? s.group : 1;
+  std::vector<at::Tensor> of_sequence;
+  for (int64_t n = 0; n < (lists ? batch : 1); ++n) {
+    std::vector<at::Tensor> of_head;
+    for (int64_t h = 0; h < s.kv_heads * width; ++h) {
+      at::Tensor m = rule(h / width);
+      if (lists) {
+        const at::Tensor listed = block_visible(o, sequence + n, h, tq, tk).to(device);
+        m = o.any ? m.logical_or(listed) : m.logical_and(listed);
+        if (o.any && o.causal) m = m.logical_and(attend_visible(tq, tk, true, 0, 0, device));
+      }
+      of_head.push_back(m);
+    }
+    of_sequence.push_back(at::stack(of_head).view({s.kv_heads, width, tq, tk}));
+  }
+  return at::stack(of_sequence);
+}
+
+// Entries [h, P-1 + j - p_i] of a table for query rows [begin, end): [Hk,G,rows,Tk]. Pairs beyond
+// the table, which are hidden, read its ends.
+at::Tensor by_distance(const at::Tensor& table, const AttendShape& s, int64_t begin, int64_t end,
+                       int64_t tq, int64_t tk) {
+  const auto longs = at::TensorOptions().dtype(at::kLong).device(table.device());
+  const int64_t reach = (table.size(1) + 1) / 2;
+  const at::Tensor p = at::arange(begin, end, longs).add(tk - tq).unsqueeze(1);
+  const at::Tensor entry =
+      at::arange(tk, longs).sub(p).add(reach - 1).clamp(0, 2 * reach - 2).view({-1});
+  return table.index_select(1, entry).view({s.kv_heads, s.group, end - begin, tk});
+}
+
+// The float32 tensors of the options in the dtype of computation, for one sequence.
+struct NaiveTensors {
+  at::Tensor key_bias, q_bias, slopes, relative_bias, relative_scale;
+};
+
 // One sequence (or a batch of equal lengths): q [B,Tq,Hq,D] -> out [B,Tq,Hq,Dv], lse [B,Tq,Hq], in
 // the dtype of computation.
 std::pair<at::Tensor, at::Tensor> naive_sequence(const at::Tensor& q, const at::Tensor& k,
-                                                 const at::Tensor& v, const at::Tensor& key_bias,
-                                                 const at::Tensor& slopes, const AttendOptions& o,
-                                                 const AttendShape& s, int64_t first_sequence) {
+                                                 const at::Tensor& v, const NaiveTensors& tensors,
+                                                 const AttendOptions& o, const AttendShape& s,
+                                                 int64_t first_sequence) {
   const int64_t b = q.size(0), tq = q.size(1), tk = k.size(1), hk = s.kv_heads, g = s.group;
   const double inf = std::numeric_limits<double>::infinity();
+  const bool softmax = kernel::normalised(o.weight);
   if (tq == 0 || tk == 0) {
-    return {
-        at::zeros({b, tq, s.heads, s.value_dim}, q.options()),
-        at::full({b, tq, s.heads}, o.weight == kernel::Weight::kSoftmax ? -inf : 0.0, q.options())};
+    return {at::zeros({b, tq, s.heads, s.value_dim}, q.options()),
+            at::full({b, tq, s.heads}, softmax ? -inf : 0.0, q.options())};
   }
   const at::Tensor qh = q.reshape({b, tq, hk, g, s.dim}).permute({0, 2, 3, 1, 4});  // [B,Hk,G,Tq,D]
   const at::Tensor kh = k.permute({0, 2, 3, 1}).unsqueeze(2);                       // [B,Hk,1,D,Tk]
   const at::Tensor vh = v.permute({0, 2, 1, 3}).unsqueeze(2);  // [B,Hk,1,Tk,Dv]
   const auto longs = at::TensorOptions().dtype(at::kLong).device(q.device());
   const at::Tensor j = at::arange(tk, longs);
-
-  // What is hidden from query rows [begin, end): [1 or B, 1 or Hk, 1, rows, Tk]
-  const bool lists = o.block_start.defined();
-  at::Tensor visible;  // all rows
-  if (s.same_window() && !lists) {
-    visible = attend_visible(tq, tk, o.causal, s.head_window[0], s.head_sinks[0], q.device())
-                  .view({1, 1, 1, tq, tk});
-  } else {
-    std::vector<at::Tensor> of_sequence;
-    for (int64_t n = 0; n < (lists ? b : 1); ++n) {
-      std::vector<at::Tensor> of_head;
-      for (int64_t h = 0; h < hk; ++h) {
-        at::Tensor m =
-            attend_visible(tq, tk, o.causal, s.head_window[h], s.head_sinks[h], q.device());
-        if (lists) {
-          m = m.logical_and(block_visible(o, first_sequence + n, h, tq, tk).to(q.device()));
-        }
-        of_head.push_back(m);
-      }
-      of_sequence.push_back(at::stack(of_head).unsqueeze(1));
-    }
-    visible = at::stack(of_sequence);
-  }
-  at::Tensor bias, bias_hidden;  // [B,Hk,G,1,Tk]
-  if (key_bias.defined()) {
-    bias = key_bias.reshape({b, tk, hk, g}).permute({0, 2, 3, 1}).unsqueeze(3);
+  const at::Tensor visible = visible_pairs(o, s, first_sequence, b, tq, tk, q.device());
+  at::Tensor bias, bias_hidden, q_bias;  // [B,Hk,G,1,Tk], [B,Hk,G,Tq,1]
+  if (tensors.key_bias.defined()) {
+    bias = tensors.key_bias.reshape({b, tk, hk, g}).permute({0, 2, 3, 1}).unsqueeze(3);
     bias_hidden = bias.detach().eq(-inf);
     bias = bias.masked_fill(bias_hidden, 0.0);
+  }
+  if (tensors.q_bias.defined()) {
+    q_bias = tensors.q_bias.reshape({b, tq, hk, g}).permute({0, 2, 3, 1}).unsqueeze(4);
   }
   const double sigmoid_bias =
       o.weight == kernel::Weight::kSigmoid ? s.sigmoid_bias(o, first_sequence) : 0.0;
@@ -245,18 +369,22 @@ std::pair<at::Tensor, at::Tensor> naive_sequence(const at::Tensor& q, const at::
     const int64_t end = std::min(begin + rows, tq);
     at::Tensor x = at::matmul(qh.slice(3, begin, end).mul(s.scale), kh);  // [B,Hk,G,rows,Tk]
     if (o.soft_cap > 0) x = at::tanh(x.div(o.soft_cap)).mul(o.soft_cap);
-    if (slopes.defined()) {
+    if (tensors.slopes.defined()) {
       const at::Tensor p = at::arange(begin, end, longs).add(tk - tq).unsqueeze(1);
       const at::Tensor distance = p.sub(j).abs().to(x.scalar_type());
-      x = x.sub(slopes.reshape({hk, g, 1, 1}).mul(distance));
+      x = x.sub(tensors.slopes.reshape({hk, g, 1, 1}).mul(distance));
     }
+    if (tensors.relative_bias.defined()) {
+      x = x.add(by_distance(tensors.relative_bias, s, begin, end, tq, tk));
+    }
+    if (q_bias.defined()) x = x.add(q_bias.slice(3, begin, end));
     at::Tensor hidden = visible.slice(3, begin, end).logical_not();
     if (bias.defined()) {
       x = x.add(bias);
       hidden = hidden.logical_or(bias_hidden);
     }
     at::Tensor weight, lse;
-    if (o.weight == kernel::Weight::kSigmoid) {
+    if (!softmax) {
       weight = at::sigmoid(x.add(sigmoid_bias)).masked_fill(hidden, 0.0);
       lse = at::zeros({b, hk, g, end - begin}, q.options());
     } else {
@@ -265,8 +393,13 @@ std::pair<at::Tensor, at::Tensor> naive_sequence(const at::Tensor& q, const at::
       m = m.masked_fill(m.eq(-inf), 0.0);
       const at::Tensor e = at::exp(x.sub(m));
       const at::Tensor sum = e.sum(-1, true);
-      weight = e.div(sum.masked_fill(sum.detach().eq(0), 1.0));
-      lse = at::log(sum.detach()).add(m).squeeze(-1);
+      const at::Tensor blind = sum.detach().eq(0);
+      const at::Tensor seen = sum.masked_fill(blind, 1.0);
+      weight = e.div(seen);
+      lse = at::log(seen).add(m).masked_fill(blind, -inf).squeeze(-1);
+      if (tensors.relative_scale.defined()) {
+        weight = weight.mul(by_distance(tensors.relative_scale, s, begin, end, tq, tk));
+      }
     }
     outs.push_back(at::matmul(weight, vh));
     lses.push_back(lse);
@@ -284,28 +417,28 @@ std::tuple<at::Tensor, at::Tensor> attend_naive(const at::Tensor& q, const at::T
   const AttendShape s = check_attend(q, k, v, options);
   const at::ScalarType compute = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor qc = q.to(compute), kc = k.to(compute), vc = v.to(compute);
-  at::Tensor bias, slopes;
-  if (options.key_bias.defined()) bias = options.key_bias.to(compute);
-  if (options.alibi_slopes.defined()) slopes = options.alibi_slopes.to(compute);
-  at::Tensor out, lse;
+  const auto wide = [&](const at::Tensor& t) { return t.defined() ? t.to(compute) : t; };
+  const NaiveTensors all{wide(options.key_bias), wide(options.q_bias), wide(options.alibi_slopes),
+                         wide(options.relative_bias), wide(options.relative_scale)};
   if (!s.packed) {
-    std::tie(out, lse) = naive_sequence(qc, kc, vc, bias, slopes, options, s, 0);
-  } else {
-    std::vector<at::Tensor> outs, lses;
-    for (int64_t n = 0; n < s.sequences; ++n) {
-      const auto [o, l] =
-          naive_sequence(qc.slice(1, s.q_offset[n], s.q_offset[n + 1]),
-                         kc.slice(1, s.k_offset[n], s.k_offset[n + 1]),
-                         vc.slice(1, s.k_offset[n], s.k_offset[n + 1]),
-                         bias.defined() ? bias.slice(1, s.k_offset[n], s.k_offset[n + 1]) : bias,
-                         slopes, options, s, n);
-      outs.push_back(o);
-      lses.push_back(l);
-    }
-    out = outs.empty() ? at::zeros({1, 0, s.heads, s.value_dim}, qc.options()) : at::cat(outs, 1);
-    lse = lses.empty() ? at::zeros({1, 0, s.heads}, qc.options()) : at::cat(lses, 1);
+    const auto [out, lse] = naive_sequence(qc, kc, vc, all, options, s, 0);
+    return {out.to(q.scalar_type()), lse};
   }
-  return {out.to(q.scalar_type()), lse.detach()};
+  std::vector<at::Tensor> outs = {at::zeros({1, 0, s.heads, s.value_dim}, qc.options())};
+  std::vector<at::Tensor> lses = {at::zeros({1, 0, s.heads}, qc.options())};
+  for (int64_t n = 0; n < s.sequences; ++n) {
+    const auto part = [n](const at::Tensor& t, const std::vector<int64_t>& offset) {
+      return t.defined() ? t.slice(1, offset[n], offset[n + 1]) : t;
+    };
+    NaiveTensors own = all;
+    own.key_bias = part(all.key_bias, s.k_offset);
+    own.q_bias = part(all.q_bias, s.q_offset);
+    const auto [out, lse] = naive_sequence(part(qc, s.q_offset), part(kc, s.k_offset),
+                                           part(vc, s.k_offset), own, options, s, n);
+    outs.push_back(out);
+    lses.push_back(lse);
+  }
+  return {at::cat(outs, 1).to(q.scalar_type()), at::cat(lses, 1)};
 }
 
 }  // namespace heed::op

@@ -21,11 +21,11 @@ void check(const AttendCase& c, double bound = 1e-5) {
                          return attend_backward(t, g, pool.parallel());
                        });
     ASSERT_EQ(data.status, HEED_OK) << c;
-    EXPECT_LE(relative_error(got.q, want.q), bound) << "grad_q " << c;
-    EXPECT_LE(relative_error(got.k, want.k), bound) << "grad_k " << c;
-    EXPECT_LE(relative_error(got.v, want.v), bound) << "grad_v " << c;
-    EXPECT_LE(relative_error(got.bias, want.bias), bound) << "grad_bias " << c;
-    EXPECT_LE(relative_error(got.slopes, want.slopes), bound) << "grad_slopes " << c;
+    for (size_t i = 0; i < std::size(AttendData::kGradients); ++i) {
+      const auto member = AttendData::kGradients[i];
+      EXPECT_LE(relative_error(got.*member, want.*member), bound)
+          << "grad of " << AttendData::kGradientNames[i] << " " << c;
+    }
   }
 }
 
@@ -71,8 +71,43 @@ TEST(AttendBackward, Features) {
 }
 
 TEST(AttendBackward, BlockLists) {
+  for (bool any : {false, true}) {
+    AttendCase c;
+    c.queries = 100, c.keys = 210, c.q_block = 24, c.k_block = 16, c.group = 2, c.page = 64;
+    c.any = any, c.window = any ? 20 : 0, c.sinks = 3;
+    check(c);
+  }
+}
+
+// Every weight with everything that adds to logits, and a gradient that comes through lse.
+TEST(AttendBackward, EveryWeight) {
+  for (int32_t weight = 0; weight < kWeights; ++weight) {
+    for (int features = 0; features < 16; ++features) {
+      AttendCase c;
+      c.weight = static_cast<Weight>(weight);
+      c.queries = 75, c.keys = 140, c.group = 2, c.head_dim = 20, c.value_dim = 36, c.jobs = 2;
+      c.causal = features & 1, c.grad_lse = features & 2, c.q_bias = features & 2;
+      c.relative_bias = features & 4, c.log_weight = features & 8, c.bias = features & 4;
+      c.window = features % 3 == 0 ? 30 : 0, c.page = features & 8 ? 48 : 0;
+      c.soft_cap = features % 5 == 0 ? 2.0f : 0.0f;
+      c.seed = static_cast<uint32_t>(features);
+      check(c);
+    }
+  }
+}
+
+TEST(AttendBackward, Grids) {
+  for (const std::vector<Axis>& axes : attend_grids()) {
+    AttendCase c;
+    c.axes = axes, c.causal = false, c.group = 2, c.head_dim = 16, c.value_dim = 24, c.jobs = 2;
+    c.queries = c.keys = cells(axes), c.grad_lse = true;
+    check(c);
+  }
+}
+
+TEST(AttendBackward, WideHeads) {
   AttendCase c;
-  c.queries = 100, c.keys = 210, c.q_block = 24, c.k_block = 16, c.group = 2, c.page = 64;
+  c.head_dim = 576, c.value_dim = 512, c.queries = 40, c.keys = 70, c.group = 4;
   check(c);
 }
 
@@ -143,13 +178,18 @@ TEST(AttendBackward, Deterministic) {
 // reference.
 template <class Number>
 void check_differences(AttendData& data, Number* numbers, size_t count,
-                       const std::vector<float>& gradient, const char* name) {
+                       const std::vector<float>& gradient, const char* name, bool lse = false) {
   const auto* grad_out = reinterpret_cast<const float*>(data.grad_out().data());
   const auto objective = [&] {
     const auto result = data.reference();
     double sum = 0;
     for (size_t i = 0; i < result.out.size(); ++i) {
       sum += result.out[i] * static_cast<double>(grad_out[i]);
+    }
+    for (size_t i = 0; lse && i < result.lse.size(); ++i) {
+      if (std::isfinite(result.lse[i])) {
+        sum += static_cast<double>(result.lse[i]) * static_cast<double>(data.grad_lse()[i]);
+      }
     }
     return sum;
   };
@@ -181,6 +221,33 @@ TEST(AttendBackward, ReferenceEqualsFiniteDifferences) {
     check_differences(data, floats(data.v()), g.v.size(), g.v, "v");
     check_differences(data, data.bias().data(), g.bias.size(), g.bias, "bias");
     check_differences(data, data.slopes().data(), 2, g.slopes, "slopes");
+  }
+}
+
+TEST(AttendBackward, ReferenceThroughLseAndTablesEqualsFiniteDifferences) {
+  for (int32_t weight = 0; weight < kWeights; ++weight) {
+    for (bool causal : {false, true}) {
+      AttendCase c;
+      c.weight = static_cast<Weight>(weight);
+      c.queries = 5, c.keys = 6, c.group = 2, c.head_dim = 4, c.value_dim = 3, c.causal = causal;
+      c.q_bias = c.relative_bias = c.log_weight = c.grad_lse = true, c.page = 3;
+      AttendData data(c);
+      const bool lse = normalised(c.weight);
+      const auto g = data.gradients(attend_reference, attend_backward_reference);
+      const auto floats = [](std::vector<uint8_t>& x) {
+        return reinterpret_cast<float*>(x.data());
+      };
+      check_differences(data, floats(data.q()), g.q.size(), g.q, "q", lse);
+      check_differences(data, floats(data.k()), g.k.size(), g.k, "k", lse);
+      check_differences(data, floats(data.v()), g.v.size(), g.v, "v", lse);
+      check_differences(data, data.q_bias().data(), g.q_bias.size(), g.q_bias, "q_bias", lse);
+      check_differences(data, data.relative_bias().data(), g.relative_bias.size(), g.relative_bias,
+                        "relative_bias", lse);
+      if (c.weight == Weight::kUrpe) {
+        check_differences(data, data.relative_scale().data(), g.relative_scale.size(),
+                          g.relative_scale, "relative_scale", lse);
+      }
+    }
   }
 }
 

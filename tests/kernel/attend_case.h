@@ -29,6 +29,11 @@ struct AttendCase {
   int64_t page = 0;   // keys a segment; 0: one segment
   bool ring = false;  // the segments in another order than their positions
   int32_t q_block = 0, k_block = 0;
+  bool any = false;                         // lists by OR
+  std::vector<Axis> axes;                   // of a grid
+  bool q_bias = false, log_weight = false;  // log_weight: of every other segment
+  bool relative_bias = false;               // urpe has its other table always
+  bool grad_lse = false;
   float q_scale = 1;         // large ones make large logits
   bool nan_padding = false;  // NaN between rows and in hidden values
   uint32_t seed = 1;
@@ -40,7 +45,27 @@ inline std::ostream& operator<<(std::ostream& os, const AttendCase& c) {
             << c.window << " sinks " << c.sinks << " cap " << c.soft_cap << " slopes " << c.slopes
             << " bias " << c.bias << " hide " << c.hide << " weight " << static_cast<int>(c.weight)
             << " q " << c.q_dtype << " kv " << c.kv_dtype << " page " << c.page << " ring "
-            << c.ring << " blocks " << c.q_block << "x" << c.k_block << " nan " << c.nan_padding;
+            << c.ring << " blocks " << c.q_block << "x" << c.k_block << " nan " << c.nan_padding
+            << " any " << c.any << " rank " << c.axes.size() << " q_bias " << c.q_bias
+            << " log_weight " << c.log_weight << " relative " << c.relative_bias;
+}
+
+// Grids of one to three axes: sliding, strided, blocked, causal, windows as large as an axis.
+inline std::vector<std::vector<Axis>> attend_grids() {
+  return {{{150, 9, 1, false}},
+          {{150, 8, 3, true}},
+          {{33, 33, 1, false}},
+          {{130, 130, 1, true}},
+          {{12, 5, 1, false}, {14, 4, 1, false}},
+          {{9, 4, 2, true}, {20, 6, 6, false}},
+          {{3, 1, 1, false}, {50, 7, 2, true}},
+          {{5, 3, 1, false}, {6, 4, 3, true}, {7, 2, 1, false}}};
+}
+
+inline int64_t cells(const std::vector<Axis>& axes) {
+  int64_t n = 1;
+  for (const Axis& axis : axes) n *= axis.length;
+  return n;
 }
 
 class AttendData {
@@ -62,6 +87,15 @@ class AttendData {
     for (int32_t g = 0; g < c.group; ++g)
       slopes_.push_back(std::exp2(-1.0f - static_cast<float>(g)));
     if (c.q_block > 0) make_blocks();
+    reach_ = std::max<int64_t>(std::max(c.queries, c.keys), 1);
+    for (std::vector<float>* table : {&relative_bias_, &relative_scale_}) {
+      table->resize(c.group * (2 * reach_ - 1));
+      for (float& x : *table) x = normal(random_);
+    }
+    q_bias_.resize(c.jobs * c.queries * c.group);
+    grad_lse_.resize(q_bias_.size());
+    for (float& x : q_bias_) x = normal(random_);
+    for (float& x : grad_lse_) x = normal(random_);
     make_segments();
     if (c.nan_padding && c.bias && c.hide) poison_hidden();
     table_.group = c.group;
@@ -91,7 +125,19 @@ class AttendData {
       if (c.q_block > 0) {
         job.block_start = block_start_.data();
         job.block_index = block_index_.data();
+        job.any = c.any;
       }
+      if (!c_.axes.empty()) {
+        job.axes = c_.axes.data();
+        job.rank = static_cast<int32_t>(c_.axes.size());
+      }
+      if (c.q_bias) {
+        job.q_bias = q_bias_.data() + i * c.queries * c.group;
+        job.q_bias_stride = c.group, job.q_bias_head_stride = 1;
+      }
+      if (c.relative_bias) job.relative_bias = relative_bias_.data();
+      if (c.weight == Weight::kUrpe) job.relative_scale = relative_scale_.data();
+      job.reach = reach_, job.relative_stride = 2 * reach_ - 1;
       jobs_.push_back(job);
     }
     table_.jobs = jobs_.data();
@@ -142,8 +188,19 @@ class AttendData {
   }
 
   struct Gradients {
-    std::vector<float> q, k, v, bias, slopes;
+    std::vector<float> q, k, v, bias, slopes, q_bias, log_weight, relative_bias, relative_scale;
   };
+  static constexpr std::vector<float> Gradients::*kGradients[] = {&Gradients::q,
+                                                                  &Gradients::k,
+                                                                  &Gradients::v,
+                                                                  &Gradients::bias,
+                                                                  &Gradients::slopes,
+                                                                  &Gradients::q_bias,
+                                                                  &Gradients::log_weight,
+                                                                  &Gradients::relative_bias,
+                                                                  &Gradients::relative_scale};
+  static constexpr const char* kGradientNames[] = {
+      "q", "k", "v", "bias", "slopes", "q_bias", "log_weight", "relative_bias", "relative_scale"};
 
   // Runs `forward` for out and lse, then f.
   Gradients gradients(
@@ -159,6 +216,11 @@ class AttendData {
     g.v.assign(c_.jobs * c_.keys * c_.value_dim, 0.0f);
     g.bias.assign(c_.jobs * c_.keys * c_.group, 0.0f);
     g.slopes.assign(c_.group, 0.0f);
+    g.q_bias.assign(q_bias_.size(), 0.0f);
+    g.relative_bias.assign(relative_bias_.size(), 0.0f);
+    g.relative_scale.assign(relative_scale_.size(), 0.0f);
+    const int64_t most = segments_.empty() ? 0 : static_cast<int64_t>(segments_[0].size());
+    g.log_weight.assign(c_.jobs * most, 0.0f);
     std::vector<AttendGradJob> grads;
     for (int64_t i = 0; i < c_.jobs; ++i) {
       AttendGradJob job;
@@ -172,6 +234,11 @@ class AttendData {
         job.grad_bias_stride = c_.group, job.grad_bias_head_stride = 1;
       }
       if (c_.slopes) job.grad_slopes = g.slopes.data();
+      if (c_.grad_lse) job.grad_lse = grad_lse_.data() + i * c_.queries * c_.group;
+      if (c_.q_bias) job.grad_q_bias = g.q_bias.data() + i * c_.queries * c_.group;
+      if (c_.log_weight) job.grad_log_weight = g.log_weight.data() + i * most;
+      if (c_.relative_bias) job.grad_relative_bias = g.relative_bias.data();
+      if (c_.weight == Weight::kUrpe) job.grad_relative_scale = g.relative_scale.data();
       grads.push_back(job);
     }
     if (status == HEED_OK) status = f(table_, grads.data());
@@ -186,6 +253,10 @@ class AttendData {
   std::vector<uint8_t>& grad_out() { return grad_out_; }
   std::vector<float>& bias() { return bias_; }
   std::vector<float>& slopes() { return slopes_; }
+  std::vector<float>& q_bias() { return q_bias_; }
+  std::vector<float>& grad_lse() { return grad_lse_; }
+  std::vector<float>& relative_bias() { return relative_bias_; }
+  std::vector<float>& relative_scale() { return relative_scale_; }
   heed_status status = HEED_OK;
 
  private:
@@ -242,6 +313,7 @@ class AttendData {
           s.bias = bias_.data() + (i * c_.keys + first) * c_.group;
           s.bias_stride = c_.group, s.bias_head_stride = 1;
         }
+        if (c_.log_weight && list.size() % 2 == 0) s.log_weight = 0.75f;
         list.push_back(s);
         if (c_.page > 0 && first == 0) {  // an empty segment changes nothing
           s.length = 0;
@@ -271,7 +343,8 @@ class AttendData {
   std::mt19937 random_;
   int64_t k_row_, v_row_, q_row_, o_row_;
   std::vector<uint8_t> q_, k_, v_, grad_out_;
-  std::vector<float> bias_, slopes_;
+  std::vector<float> bias_, slopes_, q_bias_, grad_lse_, relative_bias_, relative_scale_;
+  int64_t reach_ = 1;
   std::vector<int64_t> block_start_;
   std::vector<int32_t> block_index_;
   std::vector<std::vector<Segment>> segments_;

@@ -109,6 +109,53 @@ TEST(AttendForward, BlockLists) {
   }
 }
 
+TEST(AttendForward, ListsOrWindow) {
+  for (int64_t queries : {1, 30, 200}) {
+    for (int32_t k_block : {1, 16, 100}) {
+      AttendCase c;
+      c.queries = queries, c.keys = 210, c.q_block = 24, c.k_block = k_block, c.any = true;
+      c.page = k_block == 16 ? 64 : 0, c.window = 20, c.sinks = 3, c.group = 2;
+      c.causal = k_block != 100;
+      check(c);
+    }
+  }
+}
+
+TEST(AttendForward, Grids) {
+  for (const std::vector<Axis>& axes : attend_grids()) {
+    for (int32_t group : {1, 3}) {
+      AttendCase c;
+      c.axes = axes, c.causal = false, c.group = group, c.head_dim = 24, c.value_dim = 40;
+      c.queries = c.keys = cells(axes), c.jobs = 2, c.page = group == 3 ? 64 : 0;
+      check(c);
+      c.queries = 5;  // the last cells of the grid: a step of decoding
+      check(c);
+    }
+  }
+}
+
+TEST(AttendForward, EveryWeight) {
+  for (int32_t weight = 0; weight < kWeights; ++weight) {
+    for (int features = 0; features < 16; ++features) {
+      AttendCase c;
+      c.weight = static_cast<Weight>(weight);
+      c.queries = features % 2 ? 3 : 80, c.keys = 190, c.group = 2, c.head_dim = 24;
+      c.causal = features & 2, c.q_bias = features & 4, c.relative_bias = features & 8;
+      c.log_weight = features & 4, c.bias = features & 1, c.hide = features & 2;
+      c.window = features % 3 == 0 ? 30 : 0, c.page = features & 8 ? 48 : 0;
+      check(c);
+    }
+  }
+}
+
+TEST(AttendForward, WideHeads) {  // latent attention reads 576 numbers a key and 512 a value
+  for (int64_t queries : {1, 60}) {
+    AttendCase c;
+    c.head_dim = 576, c.value_dim = 512, c.queries = queries, c.keys = 150, c.group = 8;
+    check(c);
+  }
+}
+
 TEST(AttendForward, NothingToSee) {
   AttendCase c;
   c.queries = 9, c.keys = 0;
@@ -183,7 +230,7 @@ TEST(AttendForward, RefusesWhatItCannotTake) {
   AttendCase c;
   AttendData data(c);
   AttendTable table = data.table();
-  table.head_dim = 257;
+  table.head_dim = 0;
   EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
   table = data.table();
   table.kv_dtype = HEED_INT32;
@@ -191,6 +238,17 @@ TEST(AttendForward, RefusesWhatItCannotTake) {
   table = data.table();
   table.group = 0;
   EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
+  table = data.table();
+  table.weight = static_cast<Weight>(kWeights);
+  EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
+  table = data.table();
+  table.weight = Weight::kUrpe;  // without its table
+  EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
+  table = data.table();
+  Axis axis{1, 2, 1, false};  // a window wider than the axis
+  data.jobs()[0].axes = &axis, data.jobs()[0].rank = 1;
+  EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
+  data.jobs()[0].axes = nullptr;
   table = data.table();
   table.jobs = nullptr;
   EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "io/error.h"
+#include "op/attend_backends.h"
 
 namespace heed::op {
 namespace {
@@ -23,45 +24,49 @@ double error(const Tensor& y, const Tensor& reference) {
   return a.sub(b).norm().item<double>() / (norm > 0 ? norm : 1);
 }
 
-AttendOptions wide(const AttendOptions& o) {
-  AttendOptions w = o;
-  if (o.key_bias.defined()) w.key_bias = o.key_bias.to(at::kDouble);
-  if (o.alibi_slopes.defined()) w.alibi_slopes = o.alibi_slopes.to(at::kDouble);
-  return w;
-}
-
-// Compares outputs and gradients of the operator with those of the naive form in float64.
+// Compares outputs and gradients (of out and, where it has one, lse) of the operator with those of
+// the naive form in float64.
 void compare(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOptions& options,
              at::ScalarType dtype, double forward, double backward) {
   const auto leaf = [](const Tensor& t) { return t.detach().clone().requires_grad_(); };
   const at::AutoGradMode grad_mode(true);
   std::vector<Tensor> x = {leaf(q.to(dtype)), leaf(k.to(dtype)), leaf(v.to(dtype))};
-  AttendOptions fast = options;
-  if (options.key_bias.defined()) x.push_back(fast.key_bias = leaf(options.key_bias));
-  if (options.alibi_slopes.defined()) x.push_back(fast.alibi_slopes = leaf(options.alibi_slopes));
+  AttendOptions fast = options, naive = options;
+  std::vector<Tensor> y;
+  for (const Tensor& t : x) y.push_back(leaf(t.to(at::kDouble)));
+  for (const AttendExtra& extra : kAttendExtras) {
+    const Tensor& t = options.*extra.input;
+    if (!t.defined()) continue;
+    x.push_back(fast.*extra.input = leaf(t));
+    y.push_back(naive.*extra.input = leaf(t.to(at::kDouble)));
+  }
   const auto [out, lse] = attend(x[0], x[1], x[2], fast);
   EXPECT_EQ(out.scalar_type(), dtype);
   EXPECT_EQ(lse.scalar_type(), at::kFloat);
-
-  std::vector<Tensor> y;
-  for (const Tensor& t : x) y.push_back(leaf(t.to(at::kDouble)));
-  AttendOptions naive = wide(options);
-  size_t next = 3;
-  if (options.key_bias.defined()) naive.key_bias = y[next++];
-  if (options.alibi_slopes.defined()) naive.alibi_slopes = y[next++];
   const auto [out_ref, lse_ref] = attend_naive(y[0], y[1], y[2], naive);
   EXPECT_LE(error(out.detach(), out_ref.detach()), forward);
-  EXPECT_LE(error(lse, lse_ref), forward);
+  EXPECT_LE(error(lse.detach(), lse_ref.detach()), forward);
   if (out.numel() == 0 || !out_ref.requires_grad()) return;
-  const Tensor grad = at::randn(out.sizes()).to(dtype);
-  const auto g = torch::autograd::grad({out}, x, {grad}, std::nullopt, false, true);
-  const auto r =
-      torch::autograd::grad({out_ref}, y, {grad.to(at::kDouble)}, std::nullopt, false, true);
-  for (size_t i = 0; i < x.size(); ++i) {
-    if (!r[i].defined()) continue;
-    EXPECT_EQ(g[i].scalar_type(), x[i].scalar_type());
-    EXPECT_LE(error(g[i], r[i]), backward) << "gradient " << i;
-  }
+  const auto compare_gradients = [&](const std::vector<Tensor>& a, const std::vector<Tensor>& b,
+                                     const char* of) {
+    std::vector<Tensor> grads, wide;
+    for (const Tensor& t : a) {
+      grads.push_back(at::randn(t.sizes()).to(t.scalar_type()));
+      wide.push_back(grads.back().to(at::kDouble));
+    }
+    const auto g = torch::autograd::grad(a, x, grads, true, false, true);
+    const auto r = torch::autograd::grad(b, y, wide, true, false, true);
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (!r[i].defined()) continue;
+      ASSERT_TRUE(g[i].defined()) << "gradient " << i << " of " << of;
+      EXPECT_EQ(g[i].scalar_type(), x[i].scalar_type());
+      EXPECT_LE(error(g[i], r[i]), backward) << "gradient " << i << " of " << of;
+    }
+  };
+  compare_gradients({out}, {out_ref}, "out");
+  if (!kernel::normalised(options.weight)) return;
+  compare_gradients({lse}, {lse_ref}, "lse");
+  compare_gradients({out, lse}, {out_ref, lse_ref}, "out and lse");
 }
 
 struct Case {
@@ -115,7 +120,71 @@ std::vector<Case> cases() {
   lists.block_start = at::tensor({0, 1, 3, 5, 7, 1, 3, 5, 7, 7}, at::kLong).view({1, 2, 5});
   lists.block_index = at::tensor({0, 0, 2, 1, 4, 0, 6}, at::kInt);
   all.push_back({"block lists", 1, 60, 60, 4, 2, 16, 16, lists});
+  AttendOptions heads_lists = causal;
+  heads_lists.q_block = 30, heads_lists.k_block = 10;
+  heads_lists.window = 6, heads_lists.sinks = 2, heads_lists.any = true;
+  heads_lists.block_start =
+      at::tensor({0, 1, 2, 2, 3, 5, 5, 6, 7, 7, 8, 8}, at::kLong).view({1, 4, 3});
+  heads_lists.block_index = at::tensor({0, 1, 4, 0, 3, 5, 2, 1}, at::kInt);
+  all.push_back({"lists of query heads or a window", 1, 60, 60, 4, 2, 16, 16, heads_lists});
+  AttendOptions rows = causal;
+  rows.q_bias = at::randn({2, 30, 4});
+  rows.relative_bias = at::randn({4, 2 * 40 - 1});
+  all.push_back({"query bias, bias by distance", 2, 30, 40, 4, 2, 16, 16, rows});
+  AttendOptions urpe = plain;
+  urpe.weight = kernel::Weight::kUrpe;
+  urpe.relative_scale = at::randn({4, 2 * 50 - 1});
+  all.push_back({"urpe", 2, 33, 45, 4, 2, 16, 16, urpe});
+  AttendOptions grid = plain;
+  grid.axes = {{6, 3, 1, false}, {9, 4, 2, false}};
+  all.push_back({"grid", 2, 54, 54, 4, 2, 16, 16, grid});
+  grid.axes = {{3, 2, 2, true}, {4, 3, 1, false}, {5, 2, 1, false}};
+  all.push_back({"grid of three axes", 1, 60, 60, 2, 1, 8, 24, grid});
+  all.push_back({"heads wider than 256", 1, 9, 9, 2, 1, 576, 512, causal});
   return all;
+}
+
+// Splits the keys in three, runs each part alone and merges: out, lse and every gradient are those
+// of one call over all keys.
+TEST(Merge, PartsOfTheKeysGiveTheWhole) {
+  at::manual_seed(7);
+  const at::AutoGradMode grad_mode(true);
+  for (const auto dtype : {at::kDouble, at::kFloat}) {
+    const auto leaf = [&](at::IntArrayRef sizes) {
+      return at::randn(sizes, at::TensorOptions().dtype(dtype)).requires_grad_();
+    };
+    const std::vector<Tensor> x = {leaf({2, 9, 4, 8}), leaf({2, 31, 2, 8}), leaf({2, 31, 2, 6})};
+    const auto run = [&](int64_t from, int64_t to) {
+      const Tensor k = x[1].slice(1, from, to), v = x[2].slice(1, from, to);
+      return dtype == at::kDouble ? attend_naive(x[0], k, v) : attend(x[0], k, v);
+    };
+    std::vector<Tensor> outs, lses;
+    for (const auto& [from, to] :
+         {std::pair{0, 12}, std::pair{12, 12}, std::pair{12, 13}, std::pair{13, 31}}) {
+      const auto [out, lse] = run(from, to);
+      outs.push_back(out), lses.push_back(lse);
+    }
+    const auto [out, lse] = merge(outs, lses);
+    const auto [out_one, lse_one] = run(0, 31);
+    const double bound = dtype == at::kDouble ? 1e-14 : 2e-6;
+    EXPECT_LE(error(out.detach(), out_one.detach()), bound);
+    EXPECT_LE(error(lse.detach(), lse_one.detach()), bound);
+    const Tensor of_out = at::randn_like(out.detach()), of_lse = at::randn_like(lse.detach());
+    const auto g = torch::autograd::grad({out, lse}, x, {of_out, of_lse});
+    const auto r = torch::autograd::grad({out_one, lse_one}, x, {of_out, of_lse});
+    for (size_t i = 0; i < x.size(); ++i) EXPECT_LE(error(g[i], r[i]), 5 * bound) << i;
+  }
+}
+
+TEST(Merge, EmptyPartsCountForNothing) {
+  const Tensor nan = at::full({1, 2, 1, 3}, NAN), one = at::randn({1, 2, 1, 3});
+  const Tensor none = at::full({1, 2, 1}, -INFINITY), some = at::zeros({1, 2, 1});
+  EXPECT_TRUE(std::get<0>(merge({nan, one}, {none, some})).equal(one));
+  const auto [out, lse] = merge({nan, nan}, {none, none});
+  EXPECT_TRUE(out.equal(at::zeros_like(one)));
+  EXPECT_TRUE(lse.equal(none));
+  EXPECT_THROW(merge({one}, {none, some}), UsageError);
+  EXPECT_THROW(merge({one, one}, {some, some.squeeze(-1)}), UsageError);
 }
 
 TEST(Attend, IsTheNaiveFormInFloat32) {
@@ -185,6 +254,16 @@ TEST(Attend, NamesWhatDoesNotFit) {
   EXPECT_NE(message(q, k, v, o).find("cu_seqlens_q ends at 4"), std::string::npos);
   o.cu_seqlens_q = at::tensor({0, 5, 3, 5}, at::kLong);
   EXPECT_NE(message(q, k, v, o).find("falls"), std::string::npos);
+  o = {};
+  o.relative_scale = at::zeros({4, 3});
+  EXPECT_NE(message(q, k, v, o).find("urpe"), std::string::npos);
+  o.weight = kernel::Weight::kUrpe;
+  EXPECT_NE(message(q, k, v, o).find("reaches 1"), std::string::npos);
+  o = {};
+  o.axes = {{6, 7, 1, false}};
+  EXPECT_NE(message(q, k, v, o).find("window 7"), std::string::npos);
+  o.axes = {{5, 2, 1, false}};
+  EXPECT_NE(message(q, k, v, o).find("5 cells"), std::string::npos);
   o = {};
   o.window = -1;
   EXPECT_NE(message(q, k, v, o).find("window"), std::string::npos);

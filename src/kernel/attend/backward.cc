@@ -10,7 +10,7 @@
 
 #include "hwy/aligned_allocator.h"
 #include "kernel/attend/backward.h"
-#include "kernel/attend/keys.h"
+#include "kernel/attend/keyset.h"
 #include "kernel/attend/units.h"
 #include "kernel/attend/validate.h"
 #include "kernel/parallel.h"
@@ -39,20 +39,23 @@ struct JobState {
   int32_t shares = 0;
   std::vector<Floats> sums;  // a share, where there is more than one
   std::atomic<int32_t> unfinished{0};
-  std::vector<float> slopes;  // [G], the sum over the shares
+  std::vector<float> slopes;       // [G], the sum over the shares
+  std::vector<float> bias, scale;  // [G][2P - 1], the tables by distance
 };
 
-int64_t sum_floats(const AttendTable& table, int64_t keys) {
+int64_t sum_floats(const AttendTable& table, const AttendJob& job, int64_t keys) {
   return keys * (pad16(table.head_dim) + pad16(table.value_dim)) + pad16(table.group * keys) +
-         pad16(table.group);
+         pad16(table.group) + 2 * pad16(table.group * table_row(job));
 }
 
-BackwardSums sums_at(const AttendTable& table, int64_t keys, float* memory) {
+BackwardSums sums_at(const AttendTable& table, const AttendJob& job, int64_t keys, float* memory) {
   BackwardSums sums;
   sums.k = memory;
   sums.v = sums.k + keys * pad16(table.head_dim);
   sums.bias = sums.v + keys * pad16(table.value_dim);
   sums.slope = sums.bias + pad16(table.group * keys);
+  sums.relative_bias = sums.slope + pad16(table.group);
+  sums.relative_scale = sums.relative_bias + pad16(table.group * table_row(job));
   return sums;
 }
 
@@ -64,8 +67,8 @@ void add_rows(const float* from, int64_t pad, int64_t rows, int32_t dim, float* 
   }
 }
 
-void add_to_gradients(const AttendTable& table, const AttendGradJob& grad, JobState& state,
-                      const BackwardSums& sums) {
+void add_to_gradients(const AttendTable& table, const AttendJob& of_job, const AttendGradJob& grad,
+                      JobState& state, const BackwardSums& sums) {
   add_rows(sums.k, pad16(table.head_dim), state.keys, table.head_dim, grad.grad_k,
            grad.grad_k_stride);
   add_rows(sums.v, pad16(table.value_dim), state.keys, table.value_dim, grad.grad_v,
@@ -76,6 +79,32 @@ void add_to_gradients(const AttendTable& table, const AttendGradJob& grad, JobSt
     for (int64_t n = 0; n < state.keys; ++n) {
       grad.grad_bias[n * grad.grad_bias_stride + g * grad.grad_bias_head_stride] +=
           sums.bias[g * state.keys + n];
+    }
+  }
+  for (int32_t s = 0; grad.grad_log_weight && s < of_job.segment_count; ++s) {
+    double sum = 0;
+    for (int32_t g = 0; g < table.group; ++g) {
+      const float* of_keys = sums.bias + g * state.keys + state.first_row[s];
+      for (int64_t n = 0; n < of_job.segments[s].length; ++n) {
+        sum += static_cast<double>(of_keys[n]);
+      }
+    }
+    grad.grad_log_weight[s] += static_cast<float>(sum);
+  }
+  for (size_t i = 0; i < state.bias.size(); ++i) state.bias[i] += sums.relative_bias[i];
+  for (size_t i = 0; i < state.scale.size(); ++i) state.scale[i] += sums.relative_scale[i];
+}
+
+// Adds the sums of a job to tables that jobs share.
+void add_shared(const AttendTable& table, const AttendJob& job, const AttendGradJob& grad,
+                const JobState& state) {
+  const int64_t row = table_row(job);
+  for (int32_t g = 0; g < table.group; ++g) {
+    if (grad.grad_slopes) grad.grad_slopes[g] += state.slopes[g];
+    for (int64_t i = 0; i < row; ++i) {
+      const int64_t at = g * job.relative_stride + i;
+      if (grad.grad_relative_bias) grad.grad_relative_bias[at] += state.bias[g * row + i];
+      if (grad.grad_relative_scale) grad.grad_relative_scale[at] += state.scale[g * row + i];
     }
   }
 }
@@ -108,7 +137,7 @@ std::vector<Share> plan_shares(const AttendTable& table, const std::vector<Forwa
 void run(const AttendTable& table, const AttendGradJob* grads, const heed_parallel* parallel) {
   const int32_t threads = parallel_threads(parallel);
   std::vector<ForwardUnit> units;
-  const int64_t rows = plan_units(table, kMaxBackwardRows, units);
+  const int64_t rows = plan_units(table, rows_a_unit(table, kMaxBackwardRows), units);
   std::vector<JobState> jobs(table.job_count);
   int64_t most_sums = 0;
   for (int64_t i = 0; i < table.job_count; ++i) {
@@ -117,17 +146,19 @@ void run(const AttendTable& table, const AttendGradJob* grads, const heed_parall
       jobs[i].keys += table.jobs[i].segments[s].length;
     }
     jobs[i].slopes.assign(table.group, 0.0f);
+    const int64_t entries = table.group * table_row(table.jobs[i]);
+    jobs[i].bias.assign(grads[i].grad_relative_bias ? entries : 0, 0.0f);
+    jobs[i].scale.assign(grads[i].grad_relative_scale ? entries : 0, 0.0f);
   }
   const std::vector<Share> shares = plan_shares(table, units, threads, jobs);
-  for (JobState& job : jobs) {
+  for (int64_t i = 0; i < table.job_count; ++i) {
+    JobState& job = jobs[i];
     job.unfinished.store(job.shares);
-    if (job.shares > 1) {
-      for (int32_t s = 0; s < job.shares; ++s) {
-        job.sums.push_back(allocate(sum_floats(table, job.keys)));
-      }
-    } else if (job.shares == 1) {
-      most_sums = std::max(most_sums, sum_floats(table, job.keys));
+    const int64_t floats = sum_floats(table, table.jobs[i], job.keys);
+    for (int32_t s = 0; job.shares > 1 && s < job.shares; ++s) {
+      job.sums.push_back(allocate(floats));
     }
+    if (job.shares == 1) most_sums = std::max(most_sums, floats);
   }
   const int64_t scratch_floats = backward_scratch(table, rows, nullptr, nullptr);
   const int64_t floats = pad16(most_sums + scratch_floats) + kWorkerGap / sizeof(float);
@@ -135,27 +166,24 @@ void run(const AttendTable& table, const AttendGradJob* grads, const heed_parall
   parallel_for(parallel, static_cast<int64_t>(shares.size()), [&](int64_t i, int32_t worker) {
     const Share& share = shares[i];
     JobState& job = jobs[share.job];
+    const AttendJob& of_job = table.jobs[share.job];
     const AttendGradJob& grad = grads[share.job];
     BackwardScratch scratch;
     backward_scratch(table, rows, memory.get() + worker * floats, &scratch);
     float* own = job.shares > 1 ? job.sums[share.index].get()
                                 : memory.get() + worker * floats + scratch_floats;
-    std::fill(own, own + sum_floats(table, job.keys), 0.0f);
-    const BackwardSums sums = sums_at(table, job.keys, own);
+    std::fill(own, own + sum_floats(table, of_job, job.keys), 0.0f);
+    const BackwardSums sums = sums_at(table, of_job, job.keys, own);
     for (size_t u = share.unit_begin; u < share.unit_end; ++u) {
       backward_unit(table, grad, units[u], job.first_row.data(), job.keys, sums, scratch);
     }
     if (job.unfinished.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     for (int32_t s = 0; s < job.shares; ++s) {
       float* at = job.shares > 1 ? job.sums[s].get() : own;
-      add_to_gradients(table, grad, job, sums_at(table, job.keys, at));
+      add_to_gradients(table, of_job, grad, job, sums_at(table, of_job, job.keys, at));
     }
   });
-  // Jobs of several sequences share their heads' slopes.
-  for (int64_t i = 0; i < table.job_count; ++i) {
-    if (!grads[i].grad_slopes) continue;
-    for (int32_t g = 0; g < table.group; ++g) grads[i].grad_slopes[g] += jobs[i].slopes[g];
-  }
+  for (int64_t i = 0; i < table.job_count; ++i) add_shared(table, table.jobs[i], grads[i], jobs[i]);
 }
 
 }  // namespace
@@ -168,7 +196,12 @@ heed_status attend_backward(const AttendTable& table, const AttendGradJob* grads
   if (table.job_count > 0 && !grads) return HEED_INVALID_ARGUMENT;
   for (int64_t i = 0; i < table.job_count; ++i) {
     const AttendJob& job = table.jobs[i];
-    if (job.queries > 0 && (!grads[i].grad_out || (table.weight == Weight::kSoftmax && !job.lse))) {
+    if (job.queries > 0 && (!grads[i].grad_out || (normalised(table.weight) && !job.lse))) {
+      return HEED_INVALID_ARGUMENT;
+    }
+    if ((grads[i].grad_q_bias && !job.q_bias) ||
+        (grads[i].grad_relative_bias && !job.relative_bias) ||
+        (grads[i].grad_relative_scale && !job.relative_scale)) {
       return HEED_INVALID_ARGUMENT;
     }
   }

@@ -14,11 +14,18 @@ inline constexpr int kMaxBackwardRows = 96;
 // What a share of a job's queries adds to the gradients of the job's keys, over all keys of all
 // segments laid one after another.
 struct BackwardSums {
-  float* k;      // [keys][key_pad]
-  float* v;      // [keys][value_pad]
-  float* bias;   // [G][keys]
-  float* slope;  // [G]
+  float* k;              // [keys][key_pad]
+  float* v;              // [keys][value_pad]
+  float* bias;           // [G][keys]
+  float* slope;          // [G]
+  float* relative_bias;  // [G][2P - 1], by distance; NULL where the job has no such table
+  float* relative_scale;
 };
+
+// Entries of one row of a job's tables by distance.
+inline int64_t table_row(const AttendJob& job) {
+  return job.relative_bias || job.relative_scale ? 2 * job.reach - 1 : 0;
+}
 
 // A worker's memory.
 struct BackwardScratch {
@@ -37,8 +44,11 @@ struct BackwardScratch {
   float* bias;      // [G][kTile]
   float* position;  // [kTile]
   int32_t* index;   // [kTile]
+  int32_t* listed;  // [kTile]
   float* lse;       // base 2, a row; 0 where no key was seen
-  float* delta;     // a row
+  float* delta;     // a row: sum dO O - dlse
+  float* row_sum;   // a row: sum of dX
+  float* out;       // one row of the output
 };
 
 // Lays the scratch memory out from `memory` on and returns its length in floats; with NULL it only
@@ -69,8 +79,11 @@ inline int64_t backward_scratch(const AttendTable& table, int64_t rows, float* m
   s.bias = take(static_cast<int64_t>(table.group) * kTile);
   s.position = take(kTile);
   s.index = reinterpret_cast<int32_t*>(take(kTile));
+  s.listed = reinterpret_cast<int32_t*>(take(kTile));
   s.lse = take(padded);
   s.delta = take(padded);
+  s.row_sum = take(padded);
+  s.out = take(value);
   if (scratch) *scratch = s;
   return used;
 }

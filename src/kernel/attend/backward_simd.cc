@@ -1,9 +1,11 @@
 // The backward pass of one unit of rows, for every instruction set. Weights are computed again from
 // lse, a tile of keys at a time (FlashAttention, arXiv 2205.14135, Algorithm 4):
 //
-//   P = exp(X - lse)             dP = dO V^T          dX = P (dP - delta),   delta = sum dO O
-//   dV += P^T dO                 dS = cap'(X) dX scale
-//   dQ += dS K                   dK += dS^T Q
+//   P = exp(X - lse)             dP = dO V^T          dX = P (dP - delta),   delta = sum dO O -
+//   dlse dV += P^T dO                 dS = cap'(X) dX scale dQ += dS K                   dK += dS^T
+//   Q
+//
+// (softmax; what other weights do to the first line is in variants-inl.h).
 #include "kernel/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -15,6 +17,7 @@
 #include "kernel/attend/logits-inl.h"
 #include "kernel/attend/pack-inl.h"
 #include "kernel/attend/tile-inl.h"
+#include "kernel/attend/variants-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::attend {
@@ -50,8 +53,13 @@ struct Backward {
   int64_t query(int r) const { return unit.n0 + r / table.group; }
   int32_t head(int r) const { return r % table.group; }
 
+  Hooks hooks() const {
+    return {table,         job,           base, bias ? scratch.bias : nullptr, scratch.position,
+            scratch.index, scratch.listed};
+  }
+
   void start() {
-    const bool softmax = table.weight == Weight::kSoftmax;
+    const bool softmax = normalised(table.weight);
     std::fill(scratch.q_rows, scratch.q_rows + rows * key_pad, 0.0f);
     std::fill(scratch.grad_rows, scratch.grad_rows + rows * value_pad, 0.0f);
     std::fill(scratch.grad_q, scratch.grad_q + rows * key_pad, 0.0f);
@@ -65,59 +73,89 @@ struct Backward {
       load_row(grad.grad_out, table.q_dtype, o, table.value_dim, 1,
                interleaved_row(scratch.grad_columns, r, value_pad), kGroup);
       load_row(grad.grad_out, table.q_dtype, o, table.value_dim, 1, grad_row, 1);
-      scratch.lse[r] = scratch.delta[r] = 0;
+      scratch.lse[r] = scratch.delta[r] = scratch.row_sum[r] = 0;
       if (!softmax) continue;
-      float out[256];
-      load_row(job.out, table.q_dtype, o, table.value_dim, 1, out, 1);
+      load_row(job.out, table.q_dtype, o, table.value_dim, 1, scratch.out, 1);
       double delta = 0;
       for (int d = 0; d < table.value_dim; ++d) {
-        delta += static_cast<double>(out[d]) * static_cast<double>(grad_row[d]);
+        delta += static_cast<double>(scratch.out[d]) * static_cast<double>(grad_row[d]);
       }
+      const int64_t at = query(r) * job.lse_stride + head(r) * job.lse_head_stride;
+      const float lse = job.lse[at];
+      if (grad.grad_lse && lse != kHidden) delta -= static_cast<double>(grad.grad_lse[at]);
       scratch.delta[r] = static_cast<float>(delta);
-      const float lse = job.lse[query(r) * job.lse_stride + head(r) * job.lse_head_stride];
       scratch.lse[r] = lse == kHidden ? 0.0f : lse * kLog2E;
     }
   }
 
   // Logits (in p) and dP of one group to P, dX and dS, in [from, to).
-  void weigh(const Tile& tile, const RowGroup& group, int r0, int from, int to) {
+  template <class Variant>
+  HWY_NOINLINE void weigh(const Tile& tile, const RowGroup& group, int r0, int from, int to) {
     const Tag d;
-    const bool softmax = table.weight == Weight::kSoftmax;
+    const Hooks of_tile = hooks();
     const bool cap = table.soft_cap > 0;
-    const Vec one = hn::Set(d, 1.0f);
+    const bool keep = bias || job.relative_bias;
     const Vec scale = hn::Set(d, table.scale);
-    const Vec shift = hn::Set(d, job.sigmoid_bias * kLog2E);
     for (int r = 0; r < group.rows; ++r) {
       float* p_row = scratch.p + (r0 + r) * kTile;
       float* ds_row = scratch.ds + (r0 + r) * kTile;
       float* dp_row = scratch.dp + r * kTile;
-      const Vec lse = hn::Set(d, scratch.lse[r0 + r]);
-      const Vec delta = hn::Set(d, scratch.delta[r0 + r]);
+      const RowGradient row{of_tile,
+                            group,
+                            r,
+                            hn::Set(d, scratch.lse[r0 + r]),
+                            hn::Set(d, scratch.delta[r0 + r]),
+                            hn::Set(d, job.sigmoid_bias * kLog2E)};
+      if (job.relative_scale) add_scale_gradient(tile, row, r0, from, to);
       const Vec at = hn::Set(d, static_cast<float>(group.position[r]));
-      Vec slope = hn::Zero(d);
+      Vec slope = hn::Zero(d), sum = hn::Zero(d);
       for (int j = from; j < to; j += kLanes) {
-        const Vec x = hn::LoadU(d, p_row + j), dp = hn::LoadU(d, dp_row + j);
-        Vec p, dx;
-        if (softmax) {
-          p = exp2_vec(hn::Min(hn::Set(d, 126.0f), hn::Sub(x, lse)));
-          dx = hn::Mul(p, hn::Sub(dp, delta));
-        } else {
-          p = sigmoid_vec(x, shift);
-          dx = hn::Mul(hn::Mul(p, hn::Sub(one, p)), dp);
-        }
-        // A hidden key may hold NaN, and 0 NaN is NaN.
-        dx = hn::IfThenZeroElse(hn::Eq(p, hn::Zero(d)), dx);
+        const auto [p, dx] =
+            Variant::gradient(row, j, hn::LoadU(d, p_row + j), hn::LoadU(d, dp_row + j));
         hn::StoreU(p, d, p_row + j);
-        if (bias) hn::StoreU(dx, d, dp_row + j);
+        if (keep) hn::StoreU(dx, d, dp_row + j);
         if (job.slopes) {
           slope = hn::MulAdd(dx, hn::Abs(hn::Sub(at, hn::LoadU(d, scratch.position + j))), slope);
         }
+        if (job.q_bias) sum = hn::Add(sum, dx);
         Vec ds = hn::Mul(dx, scale);
         if (cap) ds = hn::Mul(ds, hn::LoadU(d, scratch.cap + r * kTile + j));
         hn::StoreU(ds, d, ds_row + j);
       }
       if (job.slopes) sums.slope[group.head[r]] -= hn::GetLane(hn::SumOfLanes(d, slope));
+      if (job.q_bias) scratch.row_sum[r0 + r] += hn::GetLane(hn::SumOfLanes(d, sum));
       if (bias) add_bias(tile, group.head[r], dp_row, from, to);
+      if (job.relative_bias) add_by_distance(tile, group, r, dp_row, from, to, sums.relative_bias);
+    }
+  }
+
+  // dC = p dP of one row.
+  HWY_NOINLINE void add_scale_gradient(const Tile& tile, const RowGradient& row, int r0, int from,
+                                       int to) {
+    const Tag d;
+    HWY_ALIGN float dc[kTile];
+    for (int j = from; j < to; j += kLanes) {
+      const Vec dp = hn::LoadU(d, scratch.dp + row.r * kTile + j);
+      const Vec p =
+          Softmax::gradient(row, j, hn::LoadU(d, scratch.p + (r0 + row.r) * kTile + j), dp).weight;
+      hn::StoreU(hn::IfThenZeroElse(hn::Eq(p, hn::Zero(d)), hn::Mul(p, dp)), d, dc + j);
+    }
+    add_by_distance(tile, row.rows, row.r, dc, from, to, sums.relative_scale);
+  }
+
+  // Adds what the keys of a tile give to the entries of their distances.
+  void add_by_distance(const Tile& tile, const RowGroup& group, int r, const float* x, int from,
+                       int to, float* table_sums) {
+    const int64_t row = table_row(job);
+    const int64_t at = base + group.position[r];
+    for (int i = 0; i < tile.runs; ++i) {
+      const TileRun& run = tile.run[i];
+      // Entry of the tile's column 0, were it of this run.
+      const int64_t first = job.reach - 1 + run.segment->position + run.key - run.first - at;
+      const int64_t begin = std::max<int64_t>({from, run.first, -first});
+      const int64_t end = std::min<int64_t>({to, run.first + run.count, row - first});
+      float* out = table_sums + group.head[r] * row + first;
+      for (int64_t j = begin; j < end; ++j) out[j] += x[j];
     }
   }
 
@@ -135,8 +173,11 @@ struct Backward {
   }
 
   void tile_step(const Tile& tile) {
-    const bool whole = fully_visible(job, tile, base, job.q_position + unit.n1 - 1);
-    if (!whole || job.slopes) tile_positions(tile, base, scratch.index, scratch.position);
+    const bool whole = fully_visible(job, tile.extent, base, job.q_position + unit.n1 - 1);
+    if (!whole || needs_positions(job)) {
+      tile_positions(job, tile, base, scratch.index, scratch.position);
+    }
+    if (!whole && job.any) tile_listed(tile, scratch.listed);
     if (bias) tile_bias(tile, table.group, scratch.bias);
     pack_keys<T>(tile, table.head_dim, scratch.k_columns);
     pack_values<T>(tile, table.value_dim, scratch.v_columns);
@@ -175,9 +216,10 @@ struct Backward {
       };
       product(scratch.q_columns, key_pad, scratch.k_columns, table.head_dim, p);
       product(scratch.grad_columns, value_pad, scratch.v_columns, table.value_dim, scratch.dp);
-      finish_logits(table, job, group, base, bias ? scratch.bias : nullptr, scratch.position,
-                    scratch.index, view.masked, from, to, view.end, p, scratch.cap);
-      weigh(tile, group, r0, from, to);
+      finish_logits(hooks(), group, view.masked, from, to, view.end, p, scratch.cap);
+      with_variant(table.weight, [&](auto variant) HWY_ATTR {
+        weigh<decltype(variant)>(tile, group, r0, from, to);
+      });
       multiply<kTile, Into::kScale>(group.rows, ds + from, 1, scratch.k_rows + from * key_pad,
                                     key_pad, kPanel, view.end - from, scratch.grad_q + r0 * key_pad,
                                     key_pad, key_vectors, kOnes);
@@ -195,8 +237,12 @@ struct Backward {
   }
 
   void finish() {
-    if (!grad.grad_q) return;
     for (int r = 0; r < rows; ++r) {
+      if (grad.grad_q_bias) {
+        grad.grad_q_bias[query(r) * job.q_bias_stride + head(r) * job.q_bias_head_stride] +=
+            scratch.row_sum[r];
+      }
+      if (!grad.grad_q) continue;
       const float* from = scratch.grad_q + r * key_pad;
       float* to = grad.grad_q + query(r) * grad.grad_q_stride + head(r) * grad.grad_q_head_stride;
       for (int d = 0; d < table.head_dim; ++d) to[d] += from[d];
@@ -220,7 +266,7 @@ void run_unit(const AttendTable& table, const AttendGradJob& grad, const Forward
                        static_cast<int>((unit.n1 - unit.n0) * table.group),
                        pad16(table.head_dim),
                        pad16(table.value_dim),
-                       has_bias(job),
+                       has_bias(job) || grad.grad_log_weight,
                        job.q_position + unit.n0};
   backward.start();
   Tile tile;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "heed/attend.h"
-#include "kernel/attend/attend.h"
+#include "kernel/attend/table.h"
 
 namespace {
 
@@ -73,21 +73,6 @@ heed_status check_view(const heed_view& view, const char* name,
   return HEED_OK;
 }
 
-// Address of element [i, j, k] of a view of rank 3 or 4.
-template <class Byte>
-Byte* address(const heed_view& view, int64_t i, int64_t j, int64_t k) {
-  const int64_t size = view.dtype == HEED_FLOAT32 ? 4 : 2;
-  return static_cast<Byte*>(view.data) +
-         size * (i * view.strides[0] + j * view.strides[1] + k * view.strides[2]);
-}
-
-struct Call {
-  AttendTable table;
-  std::vector<AttendJob> jobs;
-  std::vector<Segment> segments;
-  std::vector<AttendGradJob> grads;
-};
-
 heed_status check(const heed_attend_tensors& t, const heed_attend_options& o, bool backward,
                   Shape& s, const Message& message) {
   if (o.version != HEED_ATTEND_VERSION) {
@@ -108,8 +93,8 @@ heed_status check(const heed_attend_tensors& t, const heed_attend_options& o, bo
                         "attend: %lld query heads cannot share %lld key/value heads",
                         static_cast<long long>(s.hq), static_cast<long long>(s.hk));
   }
-  if (s.d < 1 || s.d > 256 || s.dv < 1 || s.dv > 256) {
-    return message.fail(HEED_INVALID_ARGUMENT, "attend: D %lld and Dv %lld must be 1 to 256",
+  if (s.d < 1 || s.dv < 1) {
+    return message.fail(HEED_INVALID_ARGUMENT, "attend: D %lld and Dv %lld must be at least 1",
                         static_cast<long long>(s.d), static_cast<long long>(s.dv));
   }
   const auto view = [&](const heed_view& x, const char* name, std::initializer_list<int64_t> sizes,
@@ -126,6 +111,9 @@ heed_status check(const heed_attend_tensors& t, const heed_attend_options& o, bo
   }
   if (status == HEED_OK && t.key_bias.data) {
     status = view(t.key_bias, "key_bias", {s.b, s.tk, s.hq}, HEED_FLOAT32, false);
+  }
+  if (status == HEED_OK && t.q_bias.data) {
+    status = view(t.q_bias, "q_bias", {s.b, s.tq, s.hq}, HEED_FLOAT32, false);
   }
   if (status == HEED_OK && t.alibi_slopes.data) {
     status = view(t.alibi_slopes, "alibi_slopes", {s.hq}, HEED_FLOAT32, true);
@@ -164,92 +152,27 @@ heed_status check(const heed_attend_tensors& t, const heed_attend_options& o, bo
   return HEED_OK;
 }
 
-void make_table(const heed_attend_tensors& t, const heed_attend_options& o, const Shape& s,
-                const heed_attend_gradients* g, Call& call) {
-  const int64_t group = s.hq / s.hk;
-  const int64_t sequences = t.cu_seqlens_q ? t.sequences : s.b;
-  call.table = {};
-  AttendTable& table = call.table;
-  table.group = static_cast<int32_t>(group);
-  table.head_dim = static_cast<int32_t>(s.d);
-  table.value_dim = static_cast<int32_t>(s.dv);
-  table.q_dtype = t.q.dtype;
-  table.kv_dtype = t.k.dtype;
-  table.weight = static_cast<Weight>(o.weight);
-  table.scale = o.scale != 0 ? o.scale : 1.0f / std::sqrt(static_cast<float>(s.d));
-  table.soft_cap = o.soft_cap;
-  call.jobs.assign(sequences * s.hk, {});
-  call.segments.assign(sequences * s.hk, {});
-  call.grads.assign(g ? sequences * s.hk : 0, {});
-  for (int64_t n = 0; n < sequences; ++n) {
-    const bool pack = t.cu_seqlens_q != nullptr;
-    const int64_t b = pack ? 0 : n;
-    const int64_t q0 = pack ? t.cu_seqlens_q[n] : 0, k0 = pack ? t.cu_seqlens_k[n] : 0;
-    const int64_t queries = pack ? t.cu_seqlens_q[n + 1] - q0 : s.tq;
-    int64_t keys = t.kv_lengths ? t.kv_lengths[n] : s.tk;
-    if (pack) keys = t.cu_seqlens_k[n + 1] - k0;
-    for (int64_t h = 0; h < s.hk; ++h) {
-      Segment& segment = call.segments[n * s.hk + h];
-      segment.k = address<const char>(t.k, b, k0, h);
-      segment.v = address<const char>(t.v, b, k0, h);
-      segment.k_stride = t.k.strides[1];
-      segment.v_stride = t.v.strides[1];
-      segment.length = keys;
-      if (t.key_bias.data) {
-        segment.bias =
-            reinterpret_cast<const float*>(address<const char>(t.key_bias, b, k0, h * group));
-        segment.bias_stride = t.key_bias.strides[1];
-        segment.bias_head_stride = t.key_bias.strides[2];
-      }
-      AttendJob& job = call.jobs[n * s.hk + h];
-      job.q = address<const char>(t.q, b, q0, h * group);
-      job.q_stride = t.q.strides[1];
-      job.q_head_stride = t.q.strides[2];
-      job.out = address<char>(t.out, b, q0, h * group);
-      job.out_stride = t.out.strides[1];
-      job.out_head_stride = t.out.strides[2];
-      if (t.lse.data) {
-        job.lse = reinterpret_cast<float*>(address<char>(t.lse, b, q0, h * group));
-        job.lse_stride = t.lse.strides[1];
-        job.lse_head_stride = t.lse.strides[2];
-      }
-      job.queries = queries;
-      job.q_position = keys - queries;
-      job.segments = &segment;
-      job.segment_count = 1;
-      job.causal = o.causal != 0;
-      job.window = o.window;
-      job.sinks = o.sinks;
-      if (t.alibi_slopes.data) {
-        job.slopes = static_cast<const float*>(t.alibi_slopes.data) + h * group;
-      }
-      job.sigmoid_bias = o.sigmoid_bias;
-      if (o.default_sigmoid_bias) {
-        job.sigmoid_bias = keys > 0 ? -std::log(static_cast<float>(keys)) : 0.0f;
-      }
-      if (!g) continue;
-      AttendGradJob& grad = call.grads[n * s.hk + h];
-      const auto at = [&](const heed_view& view, int64_t row, int64_t head) {
-        return view.data ? reinterpret_cast<float*>(address<char>(view, b, row, head)) : nullptr;
-      };
-      grad.grad_out = address<const char>(g->grad_out, b, q0, h * group);
-      grad.grad_q = at(g->grad_q, q0, h * group);
-      grad.grad_q_stride = g->grad_q.strides[1];
-      grad.grad_q_head_stride = g->grad_q.strides[2];
-      grad.grad_k = at(g->grad_k, k0, h);
-      grad.grad_k_stride = g->grad_k.strides[1];
-      grad.grad_v = at(g->grad_v, k0, h);
-      grad.grad_v_stride = g->grad_v.strides[1];
-      grad.grad_bias = at(g->grad_key_bias, k0, h * group);
-      grad.grad_bias_stride = g->grad_key_bias.strides[1];
-      grad.grad_bias_head_stride = g->grad_key_bias.strides[2];
-      if (g->grad_alibi_slopes.data) {
-        grad.grad_slopes = static_cast<float*>(g->grad_alibi_slopes.data) + h * group;
-      }
-    }
-  }
-  table.jobs = call.jobs.data();
-  table.job_count = static_cast<int64_t>(call.jobs.size());
+AttendCall make_call(const heed_attend_tensors& t, const heed_attend_options& o, const Shape& s,
+                     const heed_attend_gradients* g) {
+  AttendCall call;
+  call.q = t.q, call.k = t.k, call.v = t.v, call.out = t.out;
+  call.lse = t.lse, call.key_bias = t.key_bias, call.q_bias = t.q_bias;
+  call.slopes = static_cast<const float*>(t.alibi_slopes.data);
+  call.q_offsets = t.cu_seqlens_q, call.k_offsets = t.cu_seqlens_k, call.sequences = t.sequences;
+  call.kv_lengths = t.kv_lengths;
+  call.causal = o.causal != 0;
+  call.window = o.window, call.sinks = o.sinks;
+  call.weight = static_cast<Weight>(o.weight);
+  call.scale = o.scale != 0 ? o.scale : 1.0f / std::sqrt(static_cast<float>(s.d));
+  call.soft_cap = o.soft_cap;
+  call.sigmoid_bias = o.sigmoid_bias;
+  call.default_sigmoid_bias = o.default_sigmoid_bias != 0;
+  if (!g) return call;
+  call.grad_out = g->grad_out, call.grad_lse = g->grad_lse;
+  call.grad_q = g->grad_q, call.grad_k = g->grad_k, call.grad_v = g->grad_v;
+  call.grad_key_bias = g->grad_key_bias, call.grad_q_bias = g->grad_q_bias;
+  call.grad_slopes = static_cast<float*>(g->grad_alibi_slopes.data);
+  return call;
 }
 
 heed_status check_gradients(const heed_attend_tensors& t, const heed_attend_gradients& g,
@@ -271,6 +194,19 @@ heed_status check_gradients(const heed_attend_tensors& t, const heed_attend_grad
   if (status == HEED_OK) {
     status = view(g.grad_key_bias, "grad_key_bias", {s.b, s.tk, s.hq}, false);
   }
+  if (status == HEED_OK) status = view(g.grad_q_bias, "grad_q_bias", {s.b, s.tq, s.hq}, false);
+  if (status == HEED_OK) status = view(g.grad_lse, "grad_lse", {s.b, s.tq, s.hq}, false);
+  for (int i = 0; status == HEED_OK && g.grad_lse.data && i < 3; ++i) {
+    if (g.grad_lse.strides[i] != t.lse.strides[i]) {
+      status = message.fail(HEED_INVALID_ARGUMENT, "attend: grad_lse has other strides than lse");
+    }
+  }
+  for (int i = 0; status == HEED_OK && g.grad_q_bias.data && i < 3; ++i) {
+    if (!t.q_bias.data || g.grad_q_bias.strides[i] != t.q_bias.strides[i]) {
+      status = message.fail(HEED_INVALID_ARGUMENT,
+                            "attend: grad_q_bias goes with q_bias and has its strides");
+    }
+  }
   if (status == HEED_OK) status = view(g.grad_alibi_slopes, "grad_alibi_slopes", {s.hq}, true);
   return status;
 }
@@ -287,8 +223,8 @@ heed_status run(const heed_attend_tensors* t, const heed_attend_options* o,
   if (status == HEED_OK && backward) status = check_gradients(*t, *g, shape, message);
   if (status != HEED_OK) return status;
   try {
-    thread_local Call kept;  // keeps its memory from step to step
-    make_table(*t, *o, shape, g, kept);
+    thread_local AttendJobs kept;  // keeps its memory from step to step
+    build_table(make_call(*t, *o, shape, g), kept);
     status = backward ? attend_backward(kept.table, kept.grads.data(), parallel)
                       : attend_forward(kept.table, parallel);
   } catch (const std::bad_alloc&) {

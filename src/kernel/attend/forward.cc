@@ -118,7 +118,7 @@ void plan_items(const AttendTable& table, int32_t threads, Plan& plan) {
 
 void write_row(const AttendTable& table, const AttendJob& job, int64_t n, int32_t g,
                const SoftmaxPart<float>& part, const float* o) {
-  const bool softmax = table.weight == Weight::kSoftmax;
+  const bool softmax = normalised(table.weight);
   const float factor = softmax ? part.inverse() : 1.0f;
   const int64_t at = n * job.out_stride + g * job.out_head_stride;
   if (table.q_dtype == HEED_FLOAT32) {
@@ -164,7 +164,7 @@ void merge_unit(const AttendTable& table, const ForwardUnit& unit, float* parts)
     for (int32_t i = 1; i < unit.parts; ++i) {
       const float* part = parts + i * size;
       const float* other = part + 2 * rows + r * table.value_dim;
-      if (table.weight == Weight::kSigmoid) {
+      if (!normalised(table.weight)) {
         for (int d = 0; d < table.value_dim; ++d) o[d] += other[d];
       } else {
         merge_into(whole, o, {part[2 * r], part[2 * r + 1]}, other, table.value_dim);
@@ -177,7 +177,7 @@ void merge_unit(const AttendTable& table, const ForwardUnit& unit, float* parts)
 
 void run_plan(const AttendTable& table, const heed_parallel* parallel, Plan& plan) {
   const int32_t threads = parallel_threads(parallel);
-  plan.max_rows = plan_units(table, kMaxRows, plan.units);
+  plan.max_rows = plan_units(table, rows_a_unit(table, kMaxRows), plan.units);
   if (plan.units.empty()) return;
   plan_items(table, threads, plan);
   const int64_t floats =

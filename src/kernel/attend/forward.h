@@ -2,6 +2,7 @@
 // (computes).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,6 +14,7 @@ namespace heed::kernel::attend {
 inline constexpr int kTile = 128;       // keys a tile
 inline constexpr int kGroup = 6;        // rows that the micro-kernels compute together
 inline constexpr int kMaxRows = 384;    // rows (query, head of the group) a unit, if G allows
+inline constexpr int kWideDims = 512;   // D + Dv up to which units have so many rows
 inline constexpr int kDirectRows = 24;  // up to so many rows, keys and values are read in place
 
 // Consecutive queries of one job, all heads of its group; row r is query n0 + r / G, head r % G.
@@ -42,14 +44,22 @@ struct ForwardScratch {
   float* bias;                // [G][kTile], times log2(e)
   float* position;            // of the tile's keys, from the unit's first query; int32 and float
   int32_t* index;
+  int32_t* listed;  // 1 where a list opens the key
 };
 
 inline int64_t pad16(int64_t n) { return (n + 15) / 16 * 16; }
 
+// Rows a unit, fewer where wide heads would leave the caches.
+inline int64_t rows_a_unit(const AttendTable& table, int64_t most) {
+  const int64_t dims = static_cast<int64_t>(table.head_dim) + table.value_dim;
+  if (dims <= kWideDims) return most;
+  return std::max<int64_t>(most * kWideDims / dims / kGroup * kGroup, kGroup);
+}
+
 inline int64_t forward_scratch_floats(const AttendTable& table, int64_t rows) {
   const int64_t key = pad16(table.head_dim), value = pad16(table.value_dim);
   return pad16(2 * rows) + rows * value + pad16(rows + kGroup) * key + kGroup * kTile +
-         kTile * (key + value) + static_cast<int64_t>(table.group) * kTile + 2 * kTile;
+         kTile * (key + value) + static_cast<int64_t>(table.group) * kTile + 3 * kTile;
 }
 
 inline ForwardScratch forward_scratch(const AttendTable& table, int64_t rows, float* memory) {
@@ -69,6 +79,7 @@ inline ForwardScratch forward_scratch(const AttendTable& table, int64_t rows, fl
   scratch.bias = take(static_cast<int64_t>(table.group) * kTile);
   scratch.position = take(kTile);
   scratch.index = reinterpret_cast<int32_t*>(take(kTile));
+  scratch.listed = reinterpret_cast<int32_t*>(take(kTile));
   return scratch;
 }
 

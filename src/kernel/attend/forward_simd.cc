@@ -13,6 +13,7 @@
 #include "kernel/attend/logits-inl.h"
 #include "kernel/attend/pack-inl.h"
 #include "kernel/attend/tile-inl.h"
+#include "kernel/attend/variants-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::attend {
@@ -88,46 +89,6 @@ HWY_INLINE void dots_rows(int rows, const float* q, ptrdiff_t q_row, const T* k,
     rows -= take;
     q += take * q_row;
     s += take * kTile;
-  }
-}
-
-// Logits to weights, in place, in [from, to); what O of each row must be multiplied by.
-HWY_NOINLINE void weigh(const AttendTable& table, const AttendJob& job, int rows, int from, int to,
-                        float* s, SoftmaxPart<float>* parts, float* factor) {
-  const Tag d;
-  if (table.weight == Weight::kSigmoid) {
-    const Vec b = hn::Set(d, job.sigmoid_bias * kLog2E);
-    for (int r = 0; r < rows; ++r) {
-      factor[r] = 1;
-      for (int j = from; j < to; j += kLanes) {
-        float* x = s + r * kTile + j;
-        hn::StoreU(sigmoid_vec(hn::LoadU(d, x), b), d, x);
-      }
-    }
-    return;
-  }
-  // All maxima first: the sums across lanes then overlap.
-  float base[kGroup];
-  for (int r = 0; r < rows; ++r) {
-    const float* row = s + r * kTile;
-    Vec max = hn::LoadU(d, row + from);
-    for (int j = from + kLanes; j < to; j += kLanes) max = hn::Max(max, hn::LoadU(d, row + j));
-    const float both = std::max(parts[r].max, hn::GetLane(hn::MaxOfLanes(d, max)));
-    factor[r] = 1;
-    if (both != parts[r].max) factor[r] = SoftmaxPart<float>::weight(parts[r].max, both);
-    parts[r].max = both;
-    base[r] = both == kHidden ? 0.0f : both;
-  }
-  for (int r = 0; r < rows; ++r) {
-    float* row = s + r * kTile;
-    const Vec shift = hn::Set(d, base[r]);
-    Vec sum = hn::Zero(d);
-    for (int j = from; j < to; j += kLanes) {
-      const Vec p = exp2_vec(hn::Sub(hn::LoadU(d, row + j), shift));
-      sum = hn::Add(sum, p);
-      hn::StoreU(p, d, row + j);
-    }
-    parts[r].sum = parts[r].sum * factor[r] + hn::GetLane(hn::SumOfLanes(d, sum));
   }
 }
 
@@ -234,9 +195,15 @@ struct Forward {
   }
 
   void tile_step(const Tile& tile) {
-    const bool whole = fully_visible(job, tile, base, job.q_position + unit.n1 - 1);
-    if (!whole || job.slopes) tile_positions(tile, base, scratch.index, scratch.position);
+    const bool whole = fully_visible(job, tile.extent, base, job.q_position + unit.n1 - 1);
+    if (!whole || needs_positions(job)) {
+      tile_positions(job, tile, base, scratch.index, scratch.position);
+    }
+    if (!whole && job.any) tile_listed(tile, scratch.listed);
     if (bias) tile_bias(tile, table.group, scratch.bias);
+    const Hooks hooks{
+        table,         job,           base, bias ? scratch.bias : nullptr, scratch.position,
+        scratch.index, scratch.listed};
     const bool read_in_place = direct && in_place;
     bool finite = true;
     if (!direct) {
@@ -272,10 +239,11 @@ struct Forward {
                                 static_cast<ptrdiff_t>(kPanel) * table.head_dim, table.head_dim,
                                 scratch.s + from, kTile, (to - from) / kLanes, nullptr);
       }
-      finish_logits(table, job, group, base, bias ? scratch.bias : nullptr, scratch.position,
-                    scratch.index, view.masked, from, to, view.end, scratch.s, nullptr);
+      finish_logits(hooks, group, view.masked, from, to, view.end, scratch.s, nullptr);
       float factor[kGroup];
-      weigh(table, job, group.rows, from, to, scratch.s, scratch.parts + r0, factor);
+      with_variant(table.weight, [&](auto variant) HWY_ATTR {
+        variant.weigh(hooks, group, from, to, scratch.s, scratch.parts + r0, factor);
+      });
       float* o = scratch.o + r0 * value_pad;
       if (!finite && (view.masked || bias)) {
         add_values_checked(group.rows, from, view.end, scratch.s, scratch.v, value_pad, o, factor);

@@ -1,17 +1,19 @@
 // attend in double precision with plain loops over queries and keys, written from the equations of
 // attend.h; the code to read first. The backward pass is the derivative of the same equations:
 //
-//   softmax: p = exp(x - lse),      dx = p (dout.v - dout.out)
+//   softmax: p = exp(x - lse),      dx = p (dout.v - dout.out + dlse)
 //   sigmoid: p = sigmoid(x + b),    dx = p (1 - p) dout.v
-//   dv += p dout,  dbias += dx,  dslope -= |p_i - p_j| dx,  ds = (1 - tanh^2) dx with a cap, else
+//   urpe:    p = exp(x - lse),      dx = p (C dout.v - dout.out + dlse),   dC += p dout.v
+//   dv += p dout (urpe: C p dout),  dbias, dq_bias, dlog_weight, drelative_bias += dx,
+//  dslope -= |p_i - p_j| dx,  ds = (1 - tanh^2) dx with a cap, else
 //   dx, dq += scale ds k,  dk += scale ds q
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <vector>
 
 #include "kernel/attend/attend.h"
-#include "kernel/attend/keys.h"
 #include "kernel/simd_dtype.h"
 
 namespace heed::kernel {
@@ -29,10 +31,48 @@ double query(const Row& r, int d) {
                       r.n * r.job.q_stride + r.g * r.job.q_head_stride + d);
 }
 
+// Whether query n may see the key at `position` (biases apart): the rule of attend.h, word by word.
+bool visible(const AttendTable& table, const AttendJob& job, int64_t n, int64_t position) {
+  const int64_t at = job.q_position + n;
+  if (job.axes) {
+    int64_t query_rest = at, key_rest = position;
+    for (int32_t i = job.rank - 1; i >= 0; --i) {
+      const auto [length, window, stride, causal] = job.axes[i];
+      const int64_t u = query_rest % length, j = key_rest % length;
+      query_rest /= length, key_rest /= length;
+      int64_t leader = u / stride * stride + (causal ? stride - 1 : stride / 2);
+      leader = std::min(leader, length - 1);
+      int64_t begin = std::max<int64_t>(leader - window + 1, 0), end = u + 1;
+      if (!causal) {
+        begin = std::min(std::max<int64_t>(leader - window / 2, 0), length - window);
+        end = begin + window;
+      }
+      if (j < begin || j >= end) return false;
+    }
+    return true;
+  }
+  if (job.causal && position > at) return false;
+  const bool near = job.window == 0 || position < job.sinks ||
+                    (position > at - job.window && (job.causal || position < at + job.window));
+  if (!job.block_start) return near;
+  const int64_t block = n / table.q_block;
+  const int32_t* begin = job.block_index + job.block_start[block];
+  const int32_t* end = job.block_index + job.block_start[block + 1];
+  const bool listed =
+      position >= 0 && std::find(begin, end, static_cast<int32_t>(position / table.k_block)) != end;
+  return job.any ? near || listed : near && listed;
+}
+
 // A logit and, for the backward pass, its derivative by scale q.k.
 struct Logit {
   double x, slope;
 };
+
+// The entry of a table by distance.
+int64_t distance_entry(const Row& r, const Segment& segment, int64_t j) {
+  const int64_t distance = segment.position + j - (r.job.q_position + r.n);
+  return r.g * r.job.relative_stride + r.job.reach - 1 + distance;
+}
 
 Logit logit(const Row& r, const Segment& segment, int64_t j) {
   double s = 0;
@@ -48,6 +88,11 @@ Logit logit(const Row& r, const Segment& segment, int64_t j) {
     const int64_t distance = std::llabs(r.job.q_position + r.n - (segment.position + j));
     result.x -= r.job.slopes[r.g] * static_cast<double>(distance);
   }
+  if (r.job.relative_bias) result.x += r.job.relative_bias[distance_entry(r, segment, j)];
+  if (r.job.q_bias) {
+    result.x += r.job.q_bias[r.n * r.job.q_bias_stride + r.g * r.job.q_bias_head_stride];
+  }
+  result.x += segment.log_weight;
   if (segment.bias) {
     result.x += segment.bias[j * segment.bias_stride + r.g * segment.bias_head_stride];
   }
@@ -55,7 +100,7 @@ Logit logit(const Row& r, const Segment& segment, int64_t j) {
 }
 
 bool hidden(const Row& r, const Segment& segment, int64_t j) {
-  if (!attend::visible(r.table, r.job, r.n, segment.position + j)) return true;
+  if (!visible(r.table, r.job, r.n, segment.position + j)) return true;
   return segment.bias && segment.bias[j * segment.bias_stride + r.g * segment.bias_head_stride] ==
                              -std::numeric_limits<float>::infinity();
 }
@@ -79,24 +124,46 @@ double value(const Row& r, const Segment& segment, int64_t j, int d) {
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
+// The weight of a key and its derivative by the logit, of lse where the weight is normalised; C, by
+// which the weight differs from softmax, apart.
+struct KeyWeight {
+  double p, slope, c;
+};
+
+KeyWeight weight_of(const Row& r, const Segment& segment, int64_t j, double x, double lse) {
+  switch (r.table.weight) {
+    case Weight::kSigmoid: {
+      const double p = sigmoid(x + r.job.sigmoid_bias);
+      return {p, p * (1 - p), 1};
+    }
+    case Weight::kUrpe: {
+      const double p = std::exp(x - lse);
+      return {p, p, r.job.relative_scale[distance_entry(r, segment, j)]};
+    }
+    case Weight::kSoftmax:
+      break;
+  }
+  const double p = std::exp(x - lse);
+  return {p, p, 1};
+}
+
 // out and lse of one row.
 double forward_row(const Row& r, std::vector<double>& out) {
   const double infinity = std::numeric_limits<double>::infinity();
-  const bool softmax = r.table.weight == Weight::kSoftmax;
-  double max = -infinity, sum = 0;
-  if (softmax) {
+  double max = -infinity, sum = 0, lse = 0;
+  if (normalised(r.table.weight)) {
     for_each_visible(
         r, [&](const Segment&, int64_t, int64_t, Logit l) { max = l.x > max ? l.x : max; });
     for_each_visible(
         r, [&](const Segment&, int64_t, int64_t, Logit l) { sum += std::exp(l.x - max); });
+    lse = sum > 0 ? max + std::log(sum) : -infinity;
   }
   out.assign(r.table.value_dim, 0.0);
   for_each_visible(r, [&](const Segment& segment, int64_t j, int64_t, Logit l) {
-    const double p = softmax ? std::exp(l.x - max) / sum : sigmoid(l.x + r.job.sigmoid_bias);
-    for (int d = 0; d < r.table.value_dim; ++d) out[d] += p * value(r, segment, j, d);
+    const KeyWeight w = weight_of(r, segment, j, l.x, lse);
+    for (int d = 0; d < r.table.value_dim; ++d) out[d] += w.c * w.p * value(r, segment, j, d);
   });
-  if (!softmax) return 0;
-  return sum > 0 ? max + std::log(sum) : -infinity;
+  return lse;
 }
 
 template <class F>
@@ -125,11 +192,43 @@ heed_status attend_reference(const AttendTable& table) {
   return HEED_OK;
 }
 
+namespace {
+
+void add(float* at, double x) {
+  if (at) *at += static_cast<float>(x);
+}
+
+// What one visible key adds to the gradients; `dx` belongs to its logit.
+void add_key(const Row& r, const AttendGradJob& grad, const Segment& segment, int64_t j,
+             int64_t row, const Logit& l, double dx) {
+  if (grad.grad_bias) {
+    add(&grad.grad_bias[row * grad.grad_bias_stride + r.g * grad.grad_bias_head_stride], dx);
+  }
+  if (grad.grad_q_bias) {
+    add(&grad.grad_q_bias[r.n * r.job.q_bias_stride + r.g * r.job.q_bias_head_stride], dx);
+  }
+  if (grad.grad_log_weight) add(&grad.grad_log_weight[&segment - r.job.segments], dx);
+  if (grad.grad_relative_bias) add(&grad.grad_relative_bias[distance_entry(r, segment, j)], dx);
+  if (grad.grad_slopes) {
+    const int64_t distance = std::llabs(r.job.q_position + r.n - (segment.position + j));
+    add(&grad.grad_slopes[r.g], -dx * static_cast<double>(distance));
+  }
+  const double ds = dx * l.slope * r.table.scale;
+  for (int d = 0; d < r.table.head_dim; ++d) {
+    if (grad.grad_q) {
+      add(&grad.grad_q[r.n * grad.grad_q_stride + r.g * grad.grad_q_head_stride + d],
+          ds * load_element(segment.k, r.table.kv_dtype, j * segment.k_stride + d));
+    }
+    if (grad.grad_k) add(&grad.grad_k[row * grad.grad_k_stride + d], ds * query(r, d));
+  }
+}
+
+}  // namespace
+
 heed_status attend_backward_reference(const AttendTable& table, const AttendGradJob* grads) {
   std::vector<double> out, grad_out(table.value_dim);
   for_each_row(table, [&](int64_t i, const Row& r) {
     const AttendGradJob& grad = grads[i];
-    const bool softmax = table.weight == Weight::kSoftmax;
     const double lse = forward_row(r, out);
     double delta = 0;
     for (int d = 0; d < table.value_dim; ++d) {
@@ -137,32 +236,21 @@ heed_status attend_backward_reference(const AttendTable& table, const AttendGrad
                                  r.n * r.job.out_stride + r.g * r.job.out_head_stride + d);
       delta += grad_out[d] * out[d];
     }
-    const auto add = [](float* at, double x) {
-      if (at) *at += static_cast<float>(x);
-    };
+    if (grad.grad_lse) {
+      delta -= grad.grad_lse[r.n * r.job.lse_stride + r.g * r.job.lse_head_stride];
+    }
+    if (!normalised(table.weight)) delta = 0;
     for_each_visible(r, [&](const Segment& segment, int64_t j, int64_t row, Logit l) {
-      const double p = softmax ? std::exp(l.x - lse) : sigmoid(l.x + r.job.sigmoid_bias);
+      const KeyWeight w = weight_of(r, segment, j, l.x, lse);
       double dp = 0;
       for (int d = 0; d < table.value_dim; ++d) {
         dp += grad_out[d] * value(r, segment, j, d);
-        if (grad.grad_v) add(&grad.grad_v[row * grad.grad_v_stride + d], p * grad_out[d]);
+        if (grad.grad_v) add(&grad.grad_v[row * grad.grad_v_stride + d], w.c * w.p * grad_out[d]);
       }
-      const double dx = softmax ? p * (dp - delta) : p * (1 - p) * dp;
-      if (grad.grad_bias) {
-        add(&grad.grad_bias[row * grad.grad_bias_stride + r.g * grad.grad_bias_head_stride], dx);
+      if (grad.grad_relative_scale) {
+        add(&grad.grad_relative_scale[distance_entry(r, segment, j)], w.p * dp);
       }
-      if (grad.grad_slopes) {
-        const int64_t distance = std::llabs(r.job.q_position + r.n - (segment.position + j));
-        add(&grad.grad_slopes[r.g], -dx * static_cast<double>(distance));
-      }
-      const double ds = dx * l.slope * table.scale;
-      for (int d = 0; d < table.head_dim; ++d) {
-        if (grad.grad_q) {
-          add(&grad.grad_q[r.n * grad.grad_q_stride + r.g * grad.grad_q_head_stride + d],
-              ds * load_element(segment.k, table.kv_dtype, j * segment.k_stride + d));
-        }
-        if (grad.grad_k) add(&grad.grad_k[row * grad.grad_k_stride + d], ds * query(r, d));
-      }
+      add_key(r, grad, segment, j, row, l, w.slope * (w.c * dp - delta));
     });
   });
   return HEED_OK;

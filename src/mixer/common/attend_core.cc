@@ -42,7 +42,7 @@ std::tuple<at::Tensor, at::Tensor> run_attend(const CoreCall& call,
   if (call.form == "parallel") return op::attend(q, k, v, options);
   const op::AttendShape s = op::check_attend(q, k, v, options);
   at::Tensor out = at::zeros({s.batch, s.tq, s.heads, s.value_dim}, q.options());
-  const bool softmax = options.weight == kernel::Weight::kSoftmax;
+  const bool softmax = kernel::normalised(options.weight);
   at::Tensor lse =
       at::full({s.batch, s.tq, s.heads}, softmax ? -std::numeric_limits<double>::infinity() : 0.0,
                q.options().dtype(at::kFloat));

@@ -1,0 +1,190 @@
+#include "mixer/common/neighborhood.h"
+
+#include <ATen/ATen.h>
+
+#include "io/error.h"
+#include "mixer/common/attend_core.h"
+#include "mixer/common/dense_attention.h"
+#include "op/layout.h"
+
+namespace heed::mixer {
+namespace {
+
+struct Rule {
+  std::vector<int64_t> grid, window, dilation, stride, causal;
+  double scale = 1;
+};
+
+Rule read_rule(const CoreCall& call) {
+  Rule rule;
+  const int64_t t = call.get("q").size(1);
+  rule.grid = call.settings.has("grid") ? call.settings.ints("grid") : std::vector<int64_t>{t};
+  const size_t rank = rule.grid.size();
+  if (rank > static_cast<size_t>(kernel::kMaxAxes)) {
+    throw UsageError("grid has {} axes, expected 1 to {}", rank, kernel::kMaxAxes);
+  }
+  int64_t cells = 1;
+  for (int64_t length : rule.grid) cells *= length;
+  if (cells != t) throw UsageError("grid has {} cells, q has T = {} tokens", cells, t);
+  rule.window = call.settings.axes("window", rank);
+  rule.dilation = call.settings.axes("dilation", rank);
+  rule.stride = call.settings.has("stride") ? call.settings.axes("stride", rank)
+                                            : std::vector<int64_t>(rank, 1);
+  rule.causal = call.settings.axes("causal", rank);
+  rule.scale =
+      call.settings.number("scale", 1 / std::sqrt(static_cast<double>(call.get("q").size(3))));
+  for (size_t i = 0; i < rank; ++i) {
+    const int64_t w = rule.window[i], d = rule.dilation[i], s = rule.stride[i];
+    if (w < 2 || d < 1 || s < 1 || s > w || w * d > rule.grid[i]) {
+      throw UsageError(
+          "axis {} has length {}, window {}, dilation {}, stride {}; expected window >= 2, 1 <= "
+          "stride <= window and window dilation <= length",
+          i, rule.grid[i], w, d, s);
+    }
+  }
+  return rule;
+}
+
+// bool [L,L]: what place i of one axis sees, word by word as in NATTEN's reference.
+at::Tensor visible_places(int64_t length, int64_t w, int64_t d, int64_t s, bool causal) {
+  const at::Tensor visible = at::zeros({length, length}, at::kBool);
+  auto pairs = visible.accessor<bool, 2>();
+  for (int64_t i = 0; i < length; ++i) {
+    const int64_t g = i % d, u = i / d, n = (length - g + d - 1) / d;
+    int64_t start = 0, end = 0;
+    if (causal) {
+      const int64_t e = std::min((u / s) * s + s - 1, n - 1);
+      start = std::max<int64_t>(e - w + 1, 0);
+      end = u + 1;
+    } else {
+      const int64_t e = std::min((u / s) * s + s / 2, n - 1);
+      start = std::min(std::max<int64_t>(e - w / 2, 0), n - w);
+      end = start + w;
+    }
+    for (int64_t place = start; place < end; ++place) pairs[i][place * d + g] = true;
+  }
+  return visible;
+}
+
+NamedTensors naive(const CoreCall& call, const Rule& rule) {
+  const at::Tensor q = call.get("q");
+  at::Tensor k = call.get("k"), v = call.get("v");
+  at::Tensor visible = at::ones({1, 1}, at::kBool);
+  for (size_t i = 0; i < rule.grid.size(); ++i) {
+    const at::Tensor axis = visible_places(rule.grid[i], rule.window[i], rule.dilation[i],
+                                           rule.stride[i], rule.causal[i] != 0);
+    visible = visible.unsqueeze(1).unsqueeze(3).logical_and(axis.unsqueeze(0).unsqueeze(2));
+    visible = visible.flatten(2, 3).flatten(0, 1);
+  }
+  if (const at::Tensor extra = call.get("extra_k"); extra.defined()) {
+    k = at::cat({k, extra}, 1), v = at::cat({v, call.get("extra_v")}, 1);
+    visible = at::cat({visible, visible.new_ones({q.size(1), extra.size(1)})}, 1);
+  }
+  const auto [w, lse] = dense_softmax(dense_logits(q, k, rule.scale), visible.to(q.device()));
+  return {{"out", dense_values(w, v)}, {"lse", lse.transpose(1, 2)}};
+}
+
+// Groups of the dilation as rows of a batch: [B,T,H,D] -> [B groups, cells, H, D].
+at::Tensor group_rows(const at::Tensor& t, const at::Tensor& tokens) {
+  const int64_t groups = tokens.size(0), cells = tokens.size(1);
+  return t.index_select(1, tokens.flatten())
+      .view({t.size(0) * groups, cells, t.size(2), t.size(3)});
+}
+
+std::tuple<at::Tensor, at::Tensor> parallel(const CoreCall& call, const Rule& rule) {
+  const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
+  const int64_t batch = q.size(0), heads = q.size(2);
+  std::vector<at::Tensor> outs, lses, order;
+  for (const op::GridParts& part : op::dilation_groups(rule.grid, rule.dilation)) {
+    op::AttendOptions options;
+    options.scale = rule.scale;
+    for (size_t i = 0; i < rule.grid.size(); ++i) {
+      options.axes.push_back(
+          {part.lengths[i], rule.window[i], rule.stride[i], rule.causal[i] != 0});
+    }
+    if (part.tokens.numel() == q.size(1) && part.tokens.size(0) == 1) {
+      return op::attend(q, k, v, options);
+    }
+    const at::Tensor tokens = part.tokens.to(q.device());
+    const auto [out, lse] =
+        op::attend(group_rows(q, tokens), group_rows(k, tokens), group_rows(v, tokens), options);
+    outs.push_back(out.reshape({batch, tokens.numel(), heads, v.size(3)}));
+    lses.push_back(lse.reshape({batch, tokens.numel(), heads}));
+    order.push_back(tokens.flatten());
+  }
+  const at::Tensor back = op::inverse_order(at::cat(order));
+  return {at::cat(outs, 1).index_select(1, back), at::cat(lses, 1).index_select(1, back)};
+}
+
+// One causal axis, token by token: the query reads the w newest tokens of its group in the cache.
+std::tuple<at::Tensor, at::Tensor> recurrent(const CoreCall& call, const Rule& rule) {
+  if (rule.grid.size() != 1) throw UsageError("recurrent needs a grid of one causal axis");
+  const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
+  const int64_t d = rule.dilation[0];
+  op::AttendOptions options;
+  options.scale = rule.scale;
+  std::vector<at::Tensor> outs, lses;
+  for (int64_t t = 0; t < q.size(1); ++t) {
+    const int64_t first = std::max(t - (rule.window[0] - 1) * d, t % d);
+    const auto cache = [&](const at::Tensor& x) { return x.slice(1, first, t + 1, d); };
+    const auto [out, lse] = op::attend(q.slice(1, t, t + 1), cache(k), cache(v), options);
+    outs.push_back(out), lses.push_back(lse);
+  }
+  return {at::cat(outs, 1), at::cat(lses, 1)};
+}
+
+}  // namespace
+
+NamedTensors neighborhood(const CoreCall& call) {
+  const Rule rule = read_rule(call);
+  if (call.form == "naive") return naive(call, rule);
+  auto [out, lse] = call.form == "parallel" ? parallel(call, rule) : recurrent(call, rule);
+  if (const at::Tensor extra = call.get("extra_k"); extra.defined()) {
+    op::AttendOptions options;
+    options.scale = rule.scale;
+    const auto [o, l] = op::attend(call.get("q"), extra, call.get("extra_v"), options);
+    std::tie(out, lse) = op::merge({out, o}, {lse, l});
+  }
+  return {{"out", out}, {"lse", lse}};
+}
+
+Causality neighborhood_causality(const Settings& settings) {
+  for (int64_t causal : settings.ints("causal")) {
+    if (causal == 0) return Causality::kNone;
+  }
+  return Causality::kStrict;
+}
+
+void set_neighborhood_row(Card& card, bool strided) {
+  card.patterns = "causal self, noncausal self";
+  card.state_size = "Hk (D+V) window";
+  ApplyRow& row = card.apply;
+  row.inputs = {token("q", "B,T,H,D"), token("k", "B,T,Hk,D"), token("v", "B,T,Hk,V"),
+                token("extra_k", "B,E,Hk,D").together("extra"),
+                token("extra_v", "B,E,Hk,V").together("extra")};
+  row.settings = {ints_setting("grid", "T").at_least(1), ints_setting("window").needed(),
+                  ints_setting("dilation", "1").trying({"3"}),
+                  ints_setting("causal", "false", {"false", "true"}).trying({"true"}),
+                  scale_setting("1/sqrt(D)")};
+  if (strided) row.settings.push_back(ints_setting("stride", "1").trying({"4"}));
+  row.outputs = {output("out", "B,T,H,V"), output("lse", "B,T,H").constant()};
+  row.forms = {"parallel", "naive", {"recurrent", strided ? "causal=1, stride=1" : "causal=1"}};
+  TestCard& tests = card.tests;
+  tests.heads = {"H", "Hk"};
+  tests.sizes = {{"H", 4}, {"Hk", 2}, {"D", 9}, {"V", 6}, {"E", 2}, {"T", 37}};
+  tests.always = {{"window", "5"}};
+  const auto grid = [&](const char* axes, int64_t t, SettingList more) {
+    more.push_back({"grid", axes});
+    tests.tries.push_back({std::move(more), {{"T", t}}, {"extra_k", "extra_v"}});
+  };
+  grid("7x9", 63, {{"window", "3x4"}, {"causal", "1x0"}});
+  grid("8x10", 80, {{"window", "4x3"}, {"dilation", "2x3"}});
+  grid("4x5x6", 120, {{"window", "2x3x4"}, {"causal", "0x1x0"}});
+  grid("50", 50, {{"window", "6"}, {"dilation", "3"}, {"causal", "true"}});
+  if (strided) {
+    grid("12x8", 96, {{"window", "6x4"}, {"stride", "6x2"}});
+    grid("5x13", 65, {{"window", "3x6"}, {"stride", "2x5"}, {"causal", "0x1"}});
+  }
+}
+
+}  // namespace heed::mixer

@@ -1,0 +1,105 @@
+// Kolmogorov-Arnold attention: a learned function of every logit, a Fourier series by head, rank
+// and key, in place of the softmax. Maity et al., "Kolmogorov-Arnold Attention: Is Learnable
+// Attention Better For Vision Transformers?", arXiv 2503.10632. No variant of `attend`: the sums of
+// the functions over the keys come before the values.
+#include <ATen/ATen.h>
+
+#include "mixer/common/dense_attention.h"
+#include "mixer/common/rows.h"
+#include "mixer/registry.h"
+
+namespace heed::mixer {
+namespace {
+
+at::Tensor base_of(const at::Tensor& e, const std::string& base) {
+  if (base == "silu") return at::silu(e);
+  return base == "identity" ? e : at::zeros_like(e);
+}
+
+// u_i[a] = sum_j base(e) + sum_m (a_m cos(m e) + b_m sin(m e)): every term by itself, [B,H,Tq,r].
+at::Tensor sums_naive(const at::Tensor& e, const at::Tensor& a, const at::Tensor& b,
+                      const std::string& base) {
+  std::vector<at::Tensor> sums;
+  for (int64_t rank = 0; rank < a.size(1); ++rank) {
+    at::Tensor phi = base_of(e, base);
+    for (int64_t m = 1; m <= a.size(3); ++m) {
+      const auto term = [&](const at::Tensor& x) {
+        return x.select(1, rank).select(2, m - 1).unsqueeze(1);  // [H,1,Tk]
+      };
+      const at::Tensor angle = e.mul(static_cast<double>(m));
+      phi = phi.add(term(a).mul(at::cos(angle))).add(term(b).mul(at::sin(angle)));
+    }
+    sums.push_back(phi.sum(-1));
+  }
+  return at::stack(sums, -1);
+}
+
+// The same a run of queries at a time: every harmonic is two products with [Tk,r] matrices, and
+// follows from the one before by a rotation.
+at::Tensor sums_tiled(const at::Tensor& e, const at::Tensor& a, const at::Tensor& b,
+                      const std::string& base) {
+  const at::Tensor c1 = at::cos(e), s1 = at::sin(e);
+  at::Tensor c = c1, s = s1;
+  at::Tensor u = base_of(e, base).sum(-1, true);
+  for (int64_t m = 0; m < a.size(3); ++m) {
+    const auto weights = [m](const at::Tensor& x) { return x.select(3, m).transpose(1, 2); };
+    u = u.add(at::matmul(c, weights(a))).add(at::matmul(s, weights(b)));
+    if (m + 1 == a.size(3)) break;
+    const at::Tensor next = c.mul(c1).sub(s.mul(s1));
+    s = s.mul(c1).add(c.mul(s1));
+    c = next;
+  }
+  return u;
+}
+
+NamedTensors core(const CoreCall& call) {
+  constexpr int64_t kRun = 32;  // queries whose logits stay in the caches
+  const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
+  const at::ScalarType wide = dense_type(q);
+  const at::Tensor a = call.get("a").to(wide), b = call.get("b").to(wide);
+  const double scale = call.settings.number("scale", 1 / std::sqrt(static_cast<double>(q.size(3))));
+  const std::string& base = call.settings.word("base");
+  at::Tensor u;
+  if (call.form == "naive" || q.size(1) == 0) {
+    u = sums_naive(dense_logits(q, k, scale), a, b, base);
+  } else {
+    std::vector<at::Tensor> runs;
+    for (int64_t begin = 0; begin < q.size(1); begin += kRun) {
+      const at::Tensor run = q.slice(1, begin, std::min(begin + kRun, q.size(1)));
+      runs.push_back(sums_tiled(dense_logits(run, k, scale), a, b, base));
+    }
+    u = at::cat(runs, 2);
+  }
+  // [H,r,Tk] x [B,H,Tk,Dv] -> [B,H,r,Dv]
+  const at::Tensor mixed =
+      at::matmul(call.get("w").to(wide).transpose(1, 2), v.to(wide).transpose(1, 2));
+  return {{"out", at::matmul(u, mixed).transpose(1, 2).to(v.scalar_type())}};
+}
+
+}  // namespace
+
+void register_karat(Registry& registry) {
+  Mechanism m;
+  m.card.id = "karat";
+  m.card.equations =
+      "e_ij = scale q_i.k_j,  phi_haj(e) = base(e) + sum_m (a[h,a,j,m] cos(m e) + b[h,a,j,m] sin(m "
+      "e))\n"
+      "u_i[a] = sum_j phi_haj(e_ij),  out_i = sum_a u_i[a] sum_j w[h,j,a] v_j";
+  m.card.patterns = "noncausal self, noncausal cross";
+  m.card.state_size = "0";
+  m.card.apply.inputs = {token("q", "B,Tq,H,D"), token("k", "B,Tk,H,D"), token("v", "B,Tk,H,Dv"),
+                         gate("a", "H,r,Tk,G"),  gate("b", "H,r,Tk,G"),  gate("w", "H,Tk,r")};
+  m.card.apply.settings = {word_setting("base", {"zero", "silu", "identity"}),
+                           scale_setting("1/sqrt(D)")};
+  m.card.apply.outputs = {output("out", "B,Tq,H,Dv")};
+  m.card.apply.forms = {"parallel", "naive"};
+  m.traits.causality = Causality::kNone;
+  TestCard& tests = m.card.tests;
+  tests.queries = "Tq", tests.keys = "Tk";
+  tests.sizes = {{"r", 2}, {"G", 4}, {"D", 9}, {"Dv", 6}};
+  tests.large = {{"D", 64}, {"Dv", 64}};
+  m.core = core;
+  registry.add(std::move(m));
+}
+
+}  // namespace heed::mixer

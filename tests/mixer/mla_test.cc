@@ -1,0 +1,44 @@
+// Latent attention: absorbed and expanded are one result; with identity maps it is plain attention.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "mixer/sampling_helper.h"
+
+namespace heed::mixer {
+namespace {
+
+using testing::relative_error;
+
+at::Tensor out(const NamedTensors& in, const char* form, const char* absorbed) {
+  return testing::run(find_mechanism("mla"), in, form, {{"absorbed", absorbed}}).at("out");
+}
+
+TEST(Mla, AbsorbedIsTheSame) {
+  Try one;
+  one.sizes = {{"B", 2}, {"H", 3}, {"Dn", 16}, {"Dr", 8}, {"Dc", 288}, {"V", 12}};  // wide latents
+  const NamedTensors in = testing::make_inputs(find_mechanism("mla"), one, 37, 1);
+  const at::Tensor want = out(in, "naive", "false");
+  EXPECT_LE(relative_error(out(in, "parallel", "false"), want), 2e-5);  // logits of some hundreds
+  EXPECT_LE(relative_error(out(in, "naive", "true"), want), 2e-5);
+  EXPECT_LE(relative_error(out(in, "parallel", "true"), want), 2e-5);
+}
+
+TEST(Mla, WithIdentityMapsIsSoftmaxAttentionOverTheLatents) {
+  at::manual_seed(2);
+  const at::Tensor q = at::randn({1, 30, 2, 8}), c = at::randn({1, 30, 8});
+  const at::Tensor eye = at::eye(8).expand({2, 8, 8}).contiguous();
+  const NamedTensors in = {{"q_nope", q}, {"q_rope", at::zeros({1, 30, 2, 4})},
+                           {"c", c},      {"k_rope", at::randn({1, 30, 4})},
+                           {"w_uk", eye}, {"w_uv", eye}};
+  const NamedTensors plain = {{"q", q}, {"k", c.unsqueeze(2)}, {"v", c.unsqueeze(2)}};
+  const at::Tensor want =
+      testing::run(find_mechanism("softmax"), plain, "parallel",
+                   {{"causal", "true"}, {"scale", std::to_string(1 / std::sqrt(12.0))}})
+          .at("out");
+  for (const char* absorbed : {"false", "true"}) {
+    EXPECT_LE(relative_error(out(in, "parallel", absorbed), want), 4e-6) << absorbed;
+  }
+}
+
+}  // namespace
+}  // namespace heed::mixer

@@ -1,0 +1,60 @@
+// Selective self-attention's must-hold list.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "mixer/sampling_helper.h"
+
+namespace heed::mixer {
+namespace {
+
+using testing::relative_error;
+
+NamedTensors inputs(uint64_t seed) {
+  Try one;
+  one.sizes = {{"B", 2}, {"Hq", 4}, {"Hk", 2}, {"D", 16}, {"Dv", 12}};
+  return testing::make_inputs(find_mechanism("ssa"), one, 50, seed);
+}
+
+at::Tensor out(const char* id, const NamedTensors& in, const char* form,
+               const SettingList& settings = {}) {
+  return testing::run(find_mechanism(id), in, form, settings).at("out");
+}
+
+TEST(Ssa, WithoutGainsIsSoftmaxAttention) {
+  const NamedTensors all = inputs(1);
+  const NamedTensors plain = {{"q", all.at("q")}, {"k", all.at("k")}, {"v", all.at("v")}};
+  NamedTensors zero = plain;
+  zero["fq"] = at::zeros_like(all.at("fq")), zero["fv"] = at::zeros_like(all.at("fv"));
+  zero["alpha"] = at::full({1}, -200.0);  // sigmoid 0
+  const at::Tensor want = out("softmax", plain, "parallel", {{"causal", "true"}});
+  for (const char* form : {"naive", "parallel", "recurrent"}) {
+    EXPECT_LE(relative_error(out("ssa", plain, form), want), 2e-6) << form;
+    EXPECT_LE(relative_error(out("ssa", zero, form), want), 2e-6) << form;
+  }
+}
+
+TEST(Ssa, NoTemperatureGivesTheMean) {
+  NamedTensors in = inputs(2);
+  in.erase("alpha"), in.erase("fv");
+  in["fq"] = at::full_like(in["fq"], -200.0);  // tau = 0
+  const at::Tensor v = in["v"].repeat_interleave(2, 2);
+  const at::Tensor mean = v.cumsum(1).div(at::arange(1, 51).view({1, 50, 1, 1}));
+  for (const char* form : {"naive", "parallel", "recurrent"}) {
+    EXPECT_LE(relative_error(out("ssa", in, form), mean), 2e-6) << form;
+  }
+}
+
+TEST(Ssa, FirstRowHasNoPositionGain) {
+  NamedTensors in = inputs(3), other = in;
+  other["alpha"] = in["alpha"].add(3.0);
+  for (const char* position : {"sigmoid", "exp", "linear"}) {
+    const SettingList settings = {{"position", position}};
+    const at::Tensor a = out("ssa", in, "parallel", settings);
+    const at::Tensor b = out("ssa", other, "parallel", settings);
+    EXPECT_TRUE(a.slice(1, 0, 1).equal(b.slice(1, 0, 1))) << position;
+    EXPECT_GT(relative_error(a, b), 1e-3) << position;
+  }
+}
+
+}  // namespace
+}  // namespace heed::mixer
