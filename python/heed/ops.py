@@ -161,3 +161,30 @@ def short_conv(
     """
     return torch.ops.heed.short_conv(
         x, weight, bias=bias, initial_state=initial_state, cu_seqlens=cu_seqlens, ahead=ahead, silu=silu)
+
+
+def pool(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_weight: Optional[Tensor] = None,
+    row_scale: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    scale: float = 1.0,
+    a0: float = 1.0,
+    a1: float = 0.0,
+    b0: float = 0.0,
+    b1: float = 0.0,
+    eps: float = 0.0,
+    by_count: bool = False,
+    clamp: bool = False,
+) -> Tensor:
+    """Pooled read of features q [B,T,H,M] over k [B,S,J,M], v [B,S,J,V], not causal: out [B,T,H,V].
+
+    With S = sum k^T v, d = c q.sum k, c = scale (by_count: scale / keys), D = d + eps (clamp: max(d, eps)):
+    row_scale ((a0 + a1 / D) c q S + (b0 + b1 d) mean v). Normalised linear attention: a0 = 0, a1 = 1.
+    """
+    return torch.ops.heed.pool(
+        q, k, v, key_weight=key_weight, row_scale=row_scale, cu_seqlens=cu_seqlens, scale=scale, a0=a0, a1=a1,
+        b0=b0, b1=b1, eps=eps, by_count=by_count, clamp=clamp)
