@@ -3,6 +3,8 @@
 
 #include "cache/tensor_io.h"
 #include "cli/command.h"
+#include "cli/model_options.h"
+#include "cli/options.h"
 #include "mixer/apply.h"
 
 namespace heed::cli {
@@ -16,10 +18,7 @@ void run_apply_mixer(const ApplyArguments& arguments) {
   mixer::ApplyOptions options;
   options.form = arguments.form;
   options.device = at::Device(arguments.device);
-  options.dtype = arguments.dtype == "float64"    ? at::kDouble
-                  : arguments.dtype == "bfloat16" ? at::kBFloat16
-                  : arguments.dtype == "float16"  ? at::kHalf
-                                                  : at::kFloat;
+  options.dtype = dtype_from_name(arguments.dtype);
   options.settings = arguments.settings;
   options.grad = arguments.grad;
   write_tensors(arguments.out, mixer::apply(mechanism, read_tensors(arguments.in), options));
@@ -34,10 +33,11 @@ void add_apply(CLI::App& app) {
   auto common = std::make_shared<CommonOptions>();
   auto settings = std::make_shared<std::vector<std::string>>();
   command->add_option("ID", arguments->id, "A mixer of `heed list`, or the word model")->required();
-  command
-      ->add_option("--in", arguments->in, "Input tensors (safetensors); `heed show ID` names them")
+  common
+      ->add_input(command, "--in", arguments->in,
+                  "Input tensors (safetensors); `heed show ID` names them")
       ->required();
-  command->add_option("--out", arguments->out, "Output tensors (safetensors)")->required();
+  common->add_out(command, "Output tensors (safetensors)")->required();
   command->add_option("--form", arguments->form, "naive, parallel, chunked or recurrent")
       ->check(CLI::IsMember({"naive", "parallel", "chunked", "recurrent"}));
   command->add_option("--device", arguments->device, "cpu or cuda")
@@ -52,11 +52,13 @@ void add_apply(CLI::App& app) {
       ->take_all();
   command->add_flag("--grad", arguments->grad,
                     "Read grad_out (and grad_final_...) and write the gradient of every input");
-  command->add_option("--model", arguments->model,
-                      "With the word model: folder, GGUF file or name");
-  command->add_option("--plan", arguments->plan, "With the word model: a plan file");
-  command->add_option("--threads", common->threads, "CPU threads; 0: all cores")
-      ->check(CLI::NonNegativeNumber);
+  common->add_input(command, "--model", arguments->model,
+                    "With the word model: folder, GGUF file or name");
+  common->add_input(command, "--plan", arguments->plan, "With the word model: a plan file");
+  common->add_threads(command);
+  add_examples(command, {"heed apply gla --in in.safetensors --out out.safetensors",
+                         "heed apply gla --in in.safetensors --out reference.safetensors --form "
+                         "naive --dtype float64"});
   command->callback([arguments, common, settings] {
     for (const std::string& text : *settings) {
       const size_t equals = text.find('=');
@@ -67,6 +69,7 @@ void add_apply(CLI::App& app) {
     }
     common->device = arguments->device;
     common->apply();
+    arguments->out = common->out;
     if (arguments->id == "model") {
       run_apply_model(*arguments);
     } else {

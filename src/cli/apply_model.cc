@@ -4,24 +4,43 @@
 #include "cache/plan_programs.h"
 #include "cache/tensor_io.h"
 #include "cli/apply.h"
+#include "cli/model_options.h"
+#include "cli/options.h"
 #include "model/hub.h"
 #include "model/source.h"
 
 namespace heed::cli {
 namespace {
 
-int64_t whole(const std::string& key, const std::string& text) {
-  size_t used = 0;
-  int64_t value = -1;
-  try {
-    value = std::stoll(text, &used);
-  } catch (const std::exception&) {
-    used = 0;
+// A setting that counts tokens: from `least` to what a sequence may have.
+int64_t tokens_of(const std::string& key, std::string text, int64_t least) {
+  const std::string wrong = whole(least, kMostTokens)(text);
+  if (!wrong.empty()) throw UsageError("--set {}: {}", key, wrong);
+  return std::stoll(text);
+}
+
+ApplyModelOptions options_of(const ApplyArguments& arguments) {
+  ApplyModelOptions options;
+  bool prefill = false;
+  for (const auto& [key, value] : arguments.settings) {
+    if (key == "cache") {
+      if (value != "true" && value != "false" && value != "1" && value != "0") {
+        throw UsageError("--set cache={}: true or false was expected", value);
+      }
+      options.cache = value == "true" || value == "1";
+    } else if (key == "prefill") {
+      options.prefill = tokens_of(key, value, 1);
+      prefill = true;
+    } else if (key == "greedy") {
+      options.greedy = tokens_of(key, value, 0);
+    } else {
+      throw UsageError("--set {}: unknown; the settings are cache, prefill and greedy", key);
+    }
   }
-  if (text.empty() || used != text.size() || value < 0) {
-    throw UsageError("--set {}={}: a whole number, 0 or more, was expected", key, text);
+  if (prefill && !options.cache) {
+    throw UsageError("--set prefill: has no effect without --set cache=true");
   }
-  return value;
+  return options;
 }
 
 }  // namespace
@@ -33,22 +52,7 @@ void run_apply_model(const ApplyArguments& arguments) {
   }
   if (arguments.dtype == "float64")
     throw UsageError("`heed apply model` does not compute in float64");
-  ApplyModelOptions options;
-  for (const auto& [key, value] : arguments.settings) {
-    if (key == "cache") {
-      if (value != "true" && value != "false" && value != "1" && value != "0") {
-        throw UsageError("--set cache={}: true or false was expected", value);
-      }
-      options.cache = value == "true" || value == "1";
-    } else if (key == "prefill") {
-      options.prefill = whole(key, value);
-      if (options.prefill < 1) throw UsageError("--set prefill={}: 1 or more was expected", value);
-    } else if (key == "greedy") {
-      options.greedy = whole(key, value);
-    } else {
-      throw UsageError("--set {}: unknown; the settings are cache, prefill and greedy", key);
-    }
-  }
+  ApplyModelOptions options = options_of(arguments);
   const NamedTensors in = read_tensors(arguments.in);
   for (const auto& [name, tensor] : in) {
     if (name != "input_ids") {
@@ -64,9 +68,7 @@ void run_apply_model(const ApplyArguments& arguments) {
   const std::string path = resolve_model(arguments.model);
   const ModelConfig config = ModelSource::open(path).config();
   LoadOptions load;
-  load.dtype = arguments.dtype == "bfloat16"  ? at::kBFloat16
-               : arguments.dtype == "float16" ? at::kHalf
-                                              : at::kFloat;
+  load.dtype = dtype_from_name(arguments.dtype);
   load.device = at::Device(arguments.device);
   const int64_t tokens = ids->second.size(1) + options.greedy;
   load.context = config.learned_positions ? 0 : std::max(config.max_position, tokens);

@@ -1,5 +1,6 @@
 // heed backends: the engines' calls, their fields, and which backend takes a call, or why not.
 #include "cli/command.h"
+#include "cli/options.h"
 #include "io/error.h"
 #include "io/json.h"
 #include "op/cuda_plugin.h"
@@ -103,6 +104,7 @@ void add_backends(CLI::App& app) {
   command->add_option("--dtype", options->common.dtype, "float32, bfloat16 or float16")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   options->common.add_json(command);
+  add_examples(command, {"heed backends ewscan --shape T=4096,C=1024"});
   command->callback([options] {
     op::link_library();
     Json list = Json::array();

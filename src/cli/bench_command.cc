@@ -9,6 +9,8 @@
 #include "cache/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
+#include "cli/options.h"
+#include "cli/streams.h"
 #include "io/atomic_file.h"
 #include "io/plan_file.h"
 #include "io/text_file.h"
@@ -18,7 +20,7 @@ namespace {
 
 // Opened before anything is timed, so that a folder that is not there is found out at once.
 std::unique_ptr<AtomicFile> open_json(const std::string& path) {
-  return path.empty() ? nullptr : std::make_unique<AtomicFile>(path);
+  return path.empty() ? nullptr : std::make_unique<AtomicFile>(output_file(path));
 }
 
 void deliver(const Json& file, AtomicFile* json) {
@@ -27,7 +29,8 @@ void deliver(const Json& file, AtomicFile* json) {
     json->write(text.data(), text.size());
     json->commit();
   }
-  std::fputs(bench::text_table(file).c_str(), stdout);
+  std::fputs(bench::text_table(file).c_str(),
+             json && json->path() == kStandardOutput ? stderr : stdout);
 }
 
 void add_kernels(CLI::App* bench) {
@@ -44,11 +47,13 @@ void add_kernels(CLI::App* bench) {
   command->add_option("--peers", o->kernels.peers, "Peers to time alternately, or none")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--json", o->json, "File for the records");
+  command->add_option("--json", o->json, "File for the records; -: standard output");
   command->add_flag("--quick", o->kernels.quick, "A few small shapes, under a minute");
   command->add_flag("--list", o->list, "Print the names and stop");
   o->common.add_device(command);
-  command->callback([o] {
+  add_examples(command, {"heed bench kernels --filter 'attend/forward.*D64'"});
+  command->callback([command, o] {
+    if (o->list) refuse(*command, {"--json", "--peers", "--threads"}, "has no effect with --list");
     o->common.apply();
     o->kernels.device = at::Device(o->common.device);
     if (o->list) {
@@ -70,34 +75,37 @@ void add_model(CLI::App* bench) {
   };
   auto o = std::make_shared<Options>();
   auto* command = bench->add_subcommand("model", "Prefill and decoding, dense and under a plan");
-  command->add_option("MODEL", o->name, "Folder, .gguf file or name of `heed models`")->required();
+  o->common.add_model(command, o->name);
   command->add_option("--context", o->model.context, "Tokens to read before decoding")
-      ->check(CLI::Range(16, 1 << 20))
+      ->check(whole(16, kMostTokens))
       ->capture_default_str();
-  command->add_option("--plan", o->plan, "Plan file to time beside the dense model")
-      ->check(CLI::ExistingFile);
+  o->common.add_input(command, "--plan", o->plan, "Plan file to time beside the dense model")
+      ->check(input_file());
   command->add_flag("--force", o->force, "Run a plan made for another model of the same shape");
   command->add_option("--rounds", o->model.rounds, "Times that each reads the whole context")
-      ->check(CLI::Range(1, 100))
+      ->check(whole(1, 100))
       ->capture_default_str();
   command->add_option("--steps", o->model.steps, "Tokens decoded a round")
-      ->check(CLI::Range(1, 1000))
+      ->check(whole(1, 1000))
       ->capture_default_str();
   command->add_option("--peers", o->model.peers, "Peers to list, or none")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--json", o->json, "File for the records");
+  command->add_option("--json", o->json, "File for the records; -: standard output");
   command->add_flag("--quick", o->model.quick, "One round");
   add_kv_dtype(command, o->kv_dtype);
   o->common.add_compute(command);
-  command->callback([o] {
+  add_examples(command, {"heed bench model smollm2 --context 4096 --plan plan.json --json m.json"});
+  command->callback([command, o] {
+    if (o->plan.empty()) refuse(*command, {"--force"}, "goes with --plan");
+    if (o->model.quick) refuse(*command, {"--rounds"}, "has no effect with --quick");
     o->common.apply();
     const auto load = load_options(o->common);
     o->model.kv_dtype = kv_dtype(o->kv_dtype, load);
     const auto json = open_json(o->json);
     auto progress = make_progress();
     const auto model = Decoder::load(o->name, load);
-    o->model.name = std::filesystem::path(o->name).filename().string();
+    o->model.name = std::filesystem::path(as_given(o->name)).filename().string();
     std::optional<Programs> programs;
     if (!o->plan.empty()) {
       const auto plan = read_plan(o->plan);
@@ -105,7 +113,7 @@ void add_model(CLI::App* bench) {
                       o->force);
       programs = resolve_programs(plan);
       o->model.programs = &*programs;
-      o->model.plan = std::filesystem::path(o->plan).stem().string();
+      o->model.plan = std::filesystem::path(as_given(o->plan)).stem().string();
     }
     deliver(bench::run_model(model, o->model, *progress), json.get());
   });
@@ -113,19 +121,23 @@ void add_model(CLI::App* bench) {
 
 void add_table(CLI::App* bench) {
   struct Options {
+    CommonOptions common;
     std::vector<std::string> files;
     std::string filter, into;
   };
   auto o = std::make_shared<Options>();
   auto* command = bench->add_subcommand("table", "Markdown tables of kept records");
   auto* files =
-      command->add_option("FILES", o->files, "What --json wrote")->check(CLI::ExistingFile);
+      o->common.add_input(command, "FILES", o->files, "What --json wrote")->check(input_file());
   command->add_option("--filter", o->filter, "Only names with a match of this expression");
   command
       ->add_option("--into", o->into, "Make the tables of this document anew, as their lines say")
       ->check(CLI::ExistingFile)
       ->excludes(files);
-  command->callback([o] {
+  add_examples(command, {"heed bench table k.json --filter 'scan/.*forward'"});
+  command->callback([command, o] {
+    if (!o->into.empty()) refuse(*command, {"--filter"}, "has no effect with --into");
+    o->common.apply();
     if (!o->into.empty()) {
       const std::string folder = std::filesystem::absolute(o->into).parent_path().string();
       write_text_atomic(o->into, bench::refresh_tables(read_text_file(o->into), folder, o->into));

@@ -8,7 +8,10 @@
 #include <cstdio>
 
 #include "cli/command.h"
+#include "cli/options.h"
+#include "cli/streams.h"
 #include "io/atomic_file.h"
+#include "io/error.h"
 #include "op/cuda_plugin.h"
 
 namespace heed::cli {
@@ -23,25 +26,72 @@ void CommonOptions::add_compute(CLI::App* command) {
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
 }
 
+void CommonOptions::add_threads(CLI::App* command) {
+  command->add_option("--threads", threads, "CPU threads; 0: all cores")->check(thread_count());
+}
+
 void CommonOptions::add_device(CLI::App* command) {
   command->add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
-  command->add_option("--threads", threads, "CPU threads; 0: all cores")
-      ->check(CLI::NonNegativeNumber);
+  add_threads(command);
 }
 
 void CommonOptions::add_seed(CLI::App* command) {
-  command->add_option("--seed", seed, "Seed of everything random");
+  command->add_option("--seed", seed, "Seed of everything random")->check(seeds());
 }
 
-void CommonOptions::add_out(CLI::App* command, const std::string& what) {
-  command->add_option("--out", out, what);
+CLI::Option* CommonOptions::add_out(CLI::App* command, const std::string& what) {
+  return command->add_option("--out", out, what + "; -: standard output");
 }
 
-void CommonOptions::apply() const {
+CLI::Option* CommonOptions::add_input(CLI::App* command, const std::string& name,
+                                      std::string& target, const std::string& what) {
+  inputs_.push_back(&target);
+  return command->add_option(name, target, what + "; -: standard input");
+}
+
+CLI::Option* CommonOptions::add_input(CLI::App* command, const std::string& name,
+                                      std::vector<std::string>& target, const std::string& what) {
+  input_lists_.push_back(&target);
+  return command->add_option(name, target, what + "; -: standard input");
+}
+
+CLI::Option* CommonOptions::add_model(CLI::App* command, std::string& target) {
+  inputs_.push_back(&target);
+  return command
+      ->add_option("MODEL", target,
+                   "Folder, .gguf file, llama2.c .bin file or name (`heed models`)")
+      ->required();
+}
+
+void CommonOptions::apply() {
+  out = output_file(out);
+  if (json && out == kStandardOutput) {
+    throw UsageError("--json and --out - both write JSON to standard output; give one of them");
+  }
   if (!out.empty()) check_writable(out);
+  for (std::string* input : inputs_) {
+    if (!input->empty()) *input = as_file(*input);
+  }
+  for (std::vector<std::string>* list : input_lists_) {
+    for (std::string& input : *list) input = as_file(input);
+  }
   if (threads > 0) at::set_num_threads(threads);
   if (device == "cuda") op::open_cuda();  // before manual_seed, which asks PyTorch for CUDA
   at::manual_seed(seed);
+}
+
+std::FILE* CommonOptions::table() const { return out == kStandardOutput ? stderr : stdout; }
+
+std::string output_file(const std::string& given) {
+  return given == "-" || given == "/dev/fd/1" ? kStandardOutput : given;
+}
+
+void expect_folder(const std::string& folder) {
+  if (folder == "-") {
+    throw UsageError(
+        "--out -: several files are written, for which standard output has no room; "
+        "name a folder");
+  }
 }
 
 namespace {

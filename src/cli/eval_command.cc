@@ -7,6 +7,7 @@
 #include "cache/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
+#include "cli/options.h"
 #include "eval/workbench.h"
 #include "io/atomic_file.h"
 #include "io/plan_file.h"
@@ -26,35 +27,42 @@ void add_eval(CLI::App& app) {
   };
   auto o = std::make_shared<Options>();
   auto& e = o->eval;
-  command->add_option("MODEL", o->model, "Folder, .gguf file or name of `heed models`")->required();
-  command->add_option("--plan", o->plan, "Plan file; without one the dense model alone is measured")
-      ->check(CLI::ExistingFile);
+  o->common.add_model(command, o->model);
+  o->common
+      .add_input(command, "--plan", o->plan,
+                 "Plan file; without one the dense model alone is measured")
+      ->check(input_file());
   command->add_flag("--force", o->force, "Run a plan made for another model of the same shape");
   command
       ->add_option("--lengths", e.lengths,
                    "Context lengths, e.g. 1024,4096 (default: 4096, or the model's)")
       ->delimiter(',')
-      ->check(CLI::Range(128, 1 << 20));
-  command->add_option("--data", o->data, "Text to evaluate on (default: a book of Heed's)")
-      ->check(CLI::ExistingFile);
+      ->check(whole(128, kMostTokens));
+  o->common
+      .add_input(command, "--data", o->data, "Text to evaluate on (default: a book of Heed's)")
+      ->check(input_file());
   command->add_option("--texts", e.texts, "Texts for perplexity")
-      ->check(CLI::Range(1, 10000))
+      ->check(whole(1, 10000))
       ->capture_default_str();
   command->add_option("--documents", e.documents, "Documents with needles")
-      ->check(CLI::Range(1, 10000))
+      ->check(whole(1, 10000))
       ->capture_default_str();
   command->add_option("--needles", e.needles, "Needles a document")
-      ->check(CLI::Range(1, 256))
+      ->check(whole(1, 256))
       ->capture_default_str();
   command->add_option("--samples", e.samples, "Key-value lists and associative texts, each")
-      ->check(CLI::Range(0, 10000))
+      ->check(whole(0, 10000))
       ->capture_default_str();
-  command->add_option("--seed", e.seed, "Of needles and samples")->capture_default_str();
+  command->add_option("--seed", e.seed, "Of needles and samples")
+      ->check(seeds())
+      ->capture_default_str();
   add_kv_dtype(command, o->kv_dtype);
   o->common.add_json(command);
   o->common.add_compute(command);
-  o->common.add_out(command, "file for the JSON");
-  command->callback([o] {
+  o->common.add_out(command, "File for the JSON");
+  add_examples(command, {"heed eval smollm2 --plan plan.json --lengths 4096"});
+  command->callback([command, o] {
+    if (o->plan.empty()) refuse(*command, {"--force"}, "goes with --plan");
     o->common.apply();
     const auto load = load_options(o->common);
     o->eval.kv_dtype = kv_dtype(o->kv_dtype, load);
@@ -74,7 +82,7 @@ void add_eval(CLI::App& app) {
     if (o->common.json) {
       std::puts(report.dump(1).c_str());
     } else {
-      std::fputs(report::eval_table(report).c_str(), stdout);
+      std::fputs(report::eval_table(report).c_str(), o->common.table());
     }
   });
 }

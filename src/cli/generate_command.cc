@@ -3,6 +3,9 @@
 
 #include "cache/plan_programs.h"
 #include "cli/command.h"
+#include "cli/model_options.h"
+#include "cli/options.h"
+#include "cli/streams.h"
 #include "generate/generate.h"
 #include "io/text_file.h"
 #include "io/tokenizer/open.h"
@@ -18,32 +21,31 @@ struct Arguments {
   GenerateOptions options;
 };
 
-at::ScalarType type_of(const std::string& name) {
-  return name == "bfloat16" ? at::kBFloat16 : name == "float16" ? at::kHalf : at::kFloat;
-}
-
-void run(const Arguments& given, const CommonOptions& common) {
-  if (given.prompt.empty() == given.file.empty()) {
+// What would have no effect is refused.
+void check_together(const CLI::App& command, const Arguments& given) {
+  const bool prompt = command.get_option("--prompt")->count() > 0;
+  if (prompt != given.file.empty()) {
     throw UsageError("give the prompt with --prompt or with --file");
   }
-  const auto progress = make_progress();
-  const std::string path = resolve_model(given.model, *progress);
-  LoadOptions load;
-  load.dtype = type_of(common.dtype);
-  load.device = at::Device(common.device);
-  load.context = given.context;
-  check_sampling(given.options.sampling);
-  const Decoder model = Decoder::load(path, load);
-  const Tokenizer tokenizer = open_tokenizer(given.tokenizer.empty() ? path : given.tokenizer);
-  const std::string text = given.file.empty() ? given.prompt : read_text_file(given.file);
-  const auto ids =
-      given.chat ? chat_ids(tokenizer, path, given.system, text) : prompt_ids(tokenizer, text);
-  GenerateOptions options = given.options;
-  options.sampling.seed = common.seed;
-  options.kv_dtype = !given.kv_dtype.empty() ? type_of(given.kv_dtype)
-                     : load.device.is_cpu()  ? at::kHalf
-                                             : load.dtype;
-  Programs programs;
+  if (!given.chat) refuse(command, {"--system"}, "goes with --chat");
+  if (given.plan.empty()) refuse(command, {"--force"}, "goes with --plan");
+  const SamplingOptions& s = given.options.sampling;
+  check_sampling(s);
+  if (s.temperature == 0) {
+    const std::string why =
+        "has no effect at temperature 0, where the likeliest token is taken; "
+        "add --temperature 1";
+    if (s.top_k != 0) refuse(command, {"--top-k"}, why);
+    if (s.top_p != 1) refuse(command, {"--top-p"}, why);
+    if (s.min_p != 0) refuse(command, {"--min-p"}, why);
+  }
+  for (const std::string& stop : given.options.stop) {
+    if (stop.empty()) throw UsageError("--stop: the text is empty");
+  }
+}
+
+// The plan of --plan, else the one that the model carries; dense where there is none.
+Programs programs_of(const Arguments& given, const Decoder& model, const std::string& path) {
   Plan plan;
   if (!given.plan.empty()) {
     plan = read_plan(given.plan);
@@ -52,43 +54,64 @@ void run(const Arguments& given, const CommonOptions& common) {
   } else if (!model.config().plan.is_null()) {
     plan = parse_plan(model.config().plan.dump(), path + "/config.json: heed.plan");
   }
-  if (!plan.heads.empty()) {
-    programs = resolve_programs(plan);
-    options.programs = &programs;
-  }
-  const Generation result = generate(model, tokenizer, ids, options, [&](const std::string& piece) {
-    if (common.json) return;
-    std::fputs(piece.c_str(), stdout);
-    std::fflush(stdout);
-  });
-  const auto rate = [](int64_t tokens, double seconds) {
-    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
-  };
+  return plan.heads.empty() ? Programs() : resolve_programs(plan);
+}
+
+double rate(int64_t tokens, double seconds) {
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+}
+
+Json to_json(const Generation& result, at::ScalarType kv_dtype) {
+  return {{"text", result.text},
+          {"tokens", result.tokens},
+          {"finish", result.finish},
+          {"prompt_tokens", result.prompt_tokens},
+          {"prefill_seconds", result.prefill_seconds},
+          {"decode_seconds", result.decode_seconds},
+          {"prefill_tokens_per_second", rate(result.prompt_tokens, result.prefill_seconds)},
+          {"decode_tokens_per_second",
+           rate(static_cast<int64_t>(result.tokens.size()), result.decode_seconds)},
+          {"kv_bytes", result.kv_bytes},
+          {"kv_dtype", c10::toString(kv_dtype)}};
+}
+
+void print_summary(const Generation& result) {
   const auto decoded = static_cast<int64_t>(result.tokens.size());
-  if (common.json) {
-    fmt::print("{}",
-               pretty_json({{"text", result.text},
-                            {"tokens", result.tokens},
-                            {"finish", result.finish},
-                            {"prompt_tokens", result.prompt_tokens},
-                            {"prefill_seconds", result.prefill_seconds},
-                            {"decode_seconds", result.decode_seconds},
-                            {"prefill_tokens_per_second",
-                             rate(result.prompt_tokens, result.prefill_seconds)},
-                            {"decode_tokens_per_second", rate(decoded, result.decode_seconds)},
-                            {"kv_bytes", result.kv_bytes},
-                            {"kv_dtype", c10::toString(options.kv_dtype)}}));
-    return;
-  }
-  fmt::print("\n");
-  std::fflush(stdout);
   fmt::print(stderr,
              "\nprompt {} tokens, {:.1f} tokens/s; {} tokens generated ({}), {:.1f} tokens/s; keys "
-             "and values "
-             "{:.2f} MB\n",
+             "and values {:.2f} MB\n",
              result.prompt_tokens, rate(result.prompt_tokens, result.prefill_seconds), decoded,
              result.finish, rate(decoded, result.decode_seconds),
              static_cast<double>(result.kv_bytes) / 1e6);
+}
+
+void run(const CLI::App& command, const Arguments& given, const CommonOptions& common) {
+  stop_without_reader();
+  const auto progress = make_progress();
+  const std::string path = resolve_model(given.model, *progress);
+  const LoadOptions load = load_options(common, given.context);
+  const Decoder model = Decoder::load(path, load);
+  const Tokenizer tokenizer = open_tokenizer(given.tokenizer.empty() ? path : given.tokenizer);
+  const std::string text = given.file.empty() ? given.prompt : read_text_file(given.file);
+  const auto ids =
+      given.chat ? chat_ids(tokenizer, path, given.system, text) : prompt_ids(tokenizer, text);
+  GenerateOptions options = given.options;
+  options.sampling.seed = common.seed;
+  options.kv_dtype = kv_dtype(given.kv_dtype, load);
+  const Programs programs = programs_of(given, model, path);
+  if (!programs.heads.empty()) options.programs = &programs;
+  if (programs.dense_prefill) {
+    refuse(command, {"--chunk"}, "has no effect with a plan that reads the prompt in one pass");
+  }
+  const Generation result = generate(model, tokenizer, ids, options, [&](const std::string& piece) {
+    if (!common.json) print_now(piece);
+  });
+  if (common.json) {
+    print_now(pretty_json(to_json(result, options.kv_dtype)));
+  } else {
+    print_now("\n");
+    print_summary(result);
+  }
 }
 
 }  // namespace
@@ -97,51 +120,58 @@ void add_generate(CLI::App& app) {
   auto* command = app.add_subcommand("generate", "Continue a text, or answer in a chat");
   auto common = std::make_shared<CommonOptions>();
   auto given = std::make_shared<Arguments>();
-  command->add_option("MODEL", given->model, "Folder, .gguf file, llama2.c .bin file or name")
-      ->required();
+  common->add_model(command, given->model);
   command->add_option("-p,--prompt", given->prompt, "The text to continue");
-  command->add_option("-f,--file", given->file, "A text file to continue (plain or .xz)");
+  common->add_input(command, "-f,--file", given->file, "A text file to continue (plain or .xz)");
   command->add_flag("--chat", given->chat, "Put the prompt into the model's chat template");
   command->add_option("--system", given->system, "The system message, with --chat");
   command->add_option("-n,--tokens", given->options.max_tokens, "Tokens to generate at most")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole(0));
   SamplingOptions& s = given->options.sampling;
   command->add_option("--temperature", s.temperature, "0 takes the likeliest token")
+      ->check(real(0, 1e6))
       ->capture_default_str();
   command->add_option("--top-k", s.top_k, "Choose among the k likeliest tokens; 0: off")
+      ->check(whole(0))
       ->capture_default_str();
   command->add_option("--top-p", s.top_p, "Choose among the fewest tokens of this probability")
+      ->check(real(0, 1, true))
       ->capture_default_str();
   command
       ->add_option("--min-p", s.min_p,
                    "Leave out tokens less likely than this part of the likeliest")
+      ->check(real(0, 1))
       ->capture_default_str();
   command->add_option("--repetition-penalty", s.repetition_penalty, "1: off")
+      ->check(real(0, 1e6, true))
       ->capture_default_str();
   command->add_option("--stop", given->options.stop, "End before this text; may be repeated")
       ->type_size(1)
       ->expected(1)
       ->take_all();
   command->add_flag("--ignore-eos", given->options.ignore_eos, "Go on after an end token");
-  command->add_option("--tokenizer", given->tokenizer,
-                      "Folder or file of the tokenizer, where it is not the model's (llama2.c)");
-  command->add_option("--plan", given->plan, "Run the heads as a plan file says");
+  common->add_input(command, "--tokenizer", given->tokenizer,
+                    "Folder or file of the tokenizer, where it is not the model's (llama2.c)");
+  common->add_input(command, "--plan", given->plan, "Run the heads as a plan file says");
   command->add_flag("--force", given->force, "Take a plan for another model of equal shapes");
-  command->add_option("--kv-dtype", given->kv_dtype, "Type of keys and values (float16 on the CPU)")
-      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
+  add_kv_dtype(command, given->kv_dtype);
   command
       ->add_option("--context", given->context, "Tokens that a sequence may have; 0: the model's")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole(0, kMostTokens));
   command->add_option("--chunk", given->options.chunk, "Tokens of the prompt a pass")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(whole(1, kMostTokens));
   common->add_json(command);
   common->add_compute(command);
   common->add_seed(command);
-  command->callback([common, given] {
+  add_examples(command, {R"(heed generate smollm2 --chat -p "What is the capital of France?")",
+                         R"(heed generate smollm2 --plan plan.json -p "Once upon a time")",
+                         "heed generate smollm2 --file - < story.txt"});
+  command->callback([command, common, given] {
+    check_together(*command, *given);
     common->apply();
-    run(*given, *common);
+    run(*command, *given, *common);
   });
 }
 

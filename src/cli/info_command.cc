@@ -1,5 +1,7 @@
 // heed info: what a model is made of.
 #include "cli/command.h"
+#include "cli/options.h"
+#include "cli/streams.h"
 #include "model/info.h"
 
 namespace heed::cli {
@@ -63,11 +65,13 @@ void add_info(CLI::App& app) {
   auto* command = app.add_subcommand("info", "Show what a model is made of");
   auto common = std::make_shared<CommonOptions>();
   auto model = std::make_shared<std::string>();
-  command->add_option("MODEL", *model, "Folder, .gguf file, llama2.c .bin file or name")
-      ->required();
+  common->add_model(command, *model);
   common->add_json(command);
+  add_examples(command, {"heed info smollm2 --json"});
   command->callback([common, model] {
-    const Json info = model_info(*model);
+    common->apply();
+    Json info = model_info(*model);
+    info["path"] = as_given(info["path"]);
     if (common->json) {
       fmt::print("{}", pretty_json(info));
     } else {

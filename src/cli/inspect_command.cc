@@ -5,11 +5,32 @@
 
 #include "cli/command.h"
 #include "cli/model_options.h"
+#include "cli/options.h"
 #include "eval/workbench.h"
 #include "io/atomic_file.h"
 #include "probe/figures.h"
 
 namespace heed::cli {
+namespace {
+
+void print_table(std::FILE* to, const std::string& model, const probe::Figures& figures) {
+  fmt::print(to, "{} at {} tokens; figures per query head, over queries from {} on\n\n", model,
+             figures.context, figures.from);
+  fmt::print(to, "{:>5} {:>4} {:>7} {:>9} {:>8} {:>7} {:>7} {:>7} {:>10} {:>9}\n", "layer", "head",
+             "sink", "within 64", "entropy", "repeat", "echo", "needle", "importance", "peak");
+  for (size_t l = 0; l < figures.heads.size(); ++l) {
+    for (size_t h = 0; h < figures.heads[l].size(); ++h) {
+      const auto& f = figures.heads[l][h];
+      fmt::print(to,
+                 "{:>5} {:>4} {:>7.3f} {:>9.3f} {:>8.3f} {:>7.3f} {:>7.3f} {:>7.3f} {:>10.3g} "
+                 "{:>9.4f}\n",
+                 l, h, f.sink, f.local.size() > 3 ? f.local[3] : 1.0, f.entropy, f.repeat, f.echo,
+                 f.needle, f.importance, f.peak);
+    }
+  }
+}
+
+}  // namespace
 
 void add_inspect(CLI::App& app) {
   auto* command = app.add_subcommand(
@@ -22,20 +43,22 @@ void add_inspect(CLI::App& app) {
     bool no_importance = false;
   };
   auto o = std::make_shared<Options>();
-  command->add_option("MODEL", o->model, "Folder, .gguf file or name of `heed models`")->required();
-  command->add_option("--data", o->data, "Text files, plain or .xz (default: a book of Heed's)")
-      ->check(CLI::ExistingFile);
+  o->common.add_model(command, o->model);
+  o->common
+      .add_input(command, "--data", o->data, "Text files, plain or .xz (default: a book of Heed's)")
+      ->check(input_file());
   command->add_option("--context", o->context, "Tokens of each text")
-      ->check(CLI::Range(64, 1 << 20))
+      ->check(whole(64, kMostTokens))
       ->capture_default_str();
   command->add_option("--texts", o->texts, "Texts, repeated passages and needle documents, each")
-      ->check(CLI::Range(1, 1000))
+      ->check(whole(1, 1000))
       ->capture_default_str();
   command->add_flag("--no-importance", o->no_importance, "Leave out the backward pass");
   o->common.add_json(command);
   o->common.add_compute(command);
   o->common.add_seed(command);
-  o->common.add_out(command, "file for the JSON");
+  o->common.add_out(command, "File for the JSON");
+  add_examples(command, {"heed inspect smollm2 --context 2048"});
   command->callback([o] {
     o->common.apply();
     auto progress = make_progress();
@@ -55,20 +78,7 @@ void add_inspect(CLI::App& app) {
       std::puts(json.dump(1).c_str());
       return;
     }
-    fmt::print("{} at {} tokens; figures per query head, over queries from {} on\n\n", o->model,
-               figures.context, figures.from);
-    fmt::print("{:>5} {:>4} {:>7} {:>9} {:>8} {:>7} {:>7} {:>7} {:>10} {:>9}\n", "layer", "head",
-               "sink", "within 64", "entropy", "repeat", "echo", "needle", "importance", "peak");
-    for (size_t l = 0; l < figures.heads.size(); ++l) {
-      for (size_t h = 0; h < figures.heads[l].size(); ++h) {
-        const auto& f = figures.heads[l][h];
-        fmt::print(
-            "{:>5} {:>4} {:>7.3f} {:>9.3f} {:>8.3f} {:>7.3f} {:>7.3f} {:>7.3f} {:>10.3g} "
-            "{:>9.4f}\n",
-            l, h, f.sink, f.local.size() > 3 ? f.local[3] : 1.0, f.entropy, f.repeat, f.echo,
-            f.needle, f.importance, f.peak);
-      }
-    }
+    print_table(o->common.table(), o->model, figures);
   });
 }
 

@@ -1,5 +1,6 @@
 // heed list: every system, ready and planned.
 #include "cli/command.h"
+#include "cli/options.h"
 #include "io/json.h"
 #include "mixer/registry.h"
 
@@ -17,6 +18,7 @@ void add_list(CLI::App& app) {
   command->add_option("--status", options->status, "Only ready or planned ones")
       ->check(CLI::IsMember({"ready", "planned"}));
   options->common.add_json(command);
+  add_examples(command, {"heed list --family linear"});
   command->callback([options] {
     std::vector<mixer::Card> chosen;
     std::string families;

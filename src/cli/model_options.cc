@@ -3,21 +3,19 @@
 #include "io/error.h"
 
 namespace heed::cli {
-namespace {
 
-at::ScalarType dtype_of(const std::string& name) {
+at::ScalarType dtype_from_name(const std::string& name) {
+  if (name == "float64") return at::kDouble;
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
   if (name == "float16") return at::kHalf;
-  throw UsageError("{} is no dtype to run a model in; known are float32, bfloat16, float16", name);
+  throw UsageError("{} is no dtype; known are float32, bfloat16, float16 and float64", name);
 }
-
-}  // namespace
 
 LoadOptions load_options(const CommonOptions& common, int64_t context) {
   LoadOptions options;
-  options.dtype = dtype_of(common.dtype);
-  options.device = at::Device(common.device == "cuda" ? at::kCUDA : at::kCPU);
+  options.dtype = dtype_from_name(common.dtype);
+  options.device = at::Device(common.device);
   options.context = context;
   return options;
 }
@@ -31,7 +29,7 @@ void add_kv_dtype(CLI::App* command, std::string& text) {
 }
 
 at::ScalarType kv_dtype(const std::string& text, const LoadOptions& load) {
-  if (!text.empty()) return dtype_of(text);
+  if (!text.empty()) return dtype_from_name(text);
   return load.device.is_cuda() ? load.dtype : at::kHalf;
 }
 

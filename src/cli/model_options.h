@@ -10,6 +10,9 @@
 
 namespace heed::cli {
 
+// "float64", "float32", "bfloat16" or "float16". Throws UsageError for another name.
+at::ScalarType dtype_from_name(const std::string& name);
+
 // Weights and activations as --dtype and --device say; `context` 0: what the model was made for.
 LoadOptions load_options(const CommonOptions& common, int64_t context = 0);
 

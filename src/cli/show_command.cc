@@ -1,5 +1,6 @@
 // heed show: the card of one system, and the row of its tensors for `heed apply`.
 #include "cli/command.h"
+#include "cli/options.h"
 #include "io/json.h"
 #include "mixer/apply.h"
 
@@ -80,6 +81,7 @@ void add_show(CLI::App& app) {
   auto options = std::make_shared<Options>();
   command->add_option("ID", options->id, "As in `heed list`")->required();
   options->common.add_json(command);
+  add_examples(command, {"heed show gla"});
   command->callback([options] {
     const mixer::Card& card = mixer::find_card(options->id);
     if (options->common.json) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cli/command.h"
+#include "cli/options.h"
 #include "io/json.h"
 #include "train/config.h"
 #include "train/trainer.h"
@@ -13,35 +14,38 @@ namespace heed::cli {
 void add_train(CLI::App& app) {
   auto* command = app.add_subcommand("train", "Train a model from a TOML file");
   struct Options {
+    CommonOptions common;
     std::string config, device, out;
     std::vector<std::string> set;
-    bool resume = false, keys = false, json = false;
-    int threads = 0;
+    bool resume = false, keys = false;
   };
   auto options = std::make_shared<Options>();
-  command->add_option("CONFIG", options->config, "Configuration (see docs/train.md)");
+  options->common.add_input(command, "CONFIG", options->config,
+                            "Configuration (see docs/train.md)");
   command->add_flag("--resume", options->resume, "Go on from the run folder's newest checkpoint");
   command->add_option("--device", options->device, "cpu or cuda, in place of the file's")
       ->check(CLI::IsMember({"cpu", "cuda"}));
   command->add_option("--out", options->out, "Run folder, in place of the file's");
   command->add_option("--set", options->set, "KEY=VALUE in place of the file's; may be repeated");
-  command->add_option("--threads", options->threads, "CPU threads; 0: all cores")
-      ->check(CLI::NonNegativeNumber);
-  command->add_flag("--json", options->json, "Print the report as JSON");
+  options->common.add_threads(command);
+  options->common.add_json(command);
   command->add_flag("--keys", options->keys, "List every key with its default, and leave");
-  command->callback([options] {
+  add_examples(command, {"heed train examples/builtin.toml --device cuda"});
+  command->callback([command, options] {
     if (options->keys) {
+      refuse(*command, {"CONFIG", "--resume", "--device", "--out", "--set", "--threads", "--json"},
+             "has no effect with --keys");
       fmt::print("{}", train::config_table());
       return;
     }
-    if (options->config.empty()) throw UsageError("train needs a configuration file");
+    if (options->config.empty())
+      throw UsageError("train needs a configuration file; docs/train.md shows one");
+    expect_folder(options->out);
+    options->common.apply();
     auto settings = options->set;
     if (!options->device.empty()) settings.push_back("device=\"" + options->device + "\"");
     if (!options->out.empty()) settings.push_back("out=\"" + options->out + "\"");
     const auto config = train::read_config(options->config, settings);
-    CommonOptions common;
-    common.threads = options->threads;
-    common.apply();
     const auto progress = make_progress();
     const auto result = train::train(config, options->resume, *progress);
     if (result.model.empty()) {
@@ -49,7 +53,7 @@ void add_train(CLI::App& app) {
                  config.train.steps);
       return;
     }
-    if (options->json) {
+    if (options->common.json) {
       fmt::print("{}", pretty_json(result.report));
       return;
     }

@@ -51,7 +51,13 @@ at::Tensor row_losses(const Decoder& model, const at::Tensor& hidden, const at::
     if (correct) hits.push_back(scores.argmax(1) == target.squeeze(1));
   }
   if (correct) *correct = at::cat(hits).cpu();
-  return at::cat(losses).cpu();
+  const auto all = at::cat(losses).cpu();
+  if (!all.isfinite().all().item<bool>()) {
+    throw Error(
+        "the model's scores are not numbers; its weights are damaged, or its dtype cannot run this "
+        "text: try --dtype float32");
+  }
+  return all;
 }
 
 StateOptions state_options(const Setting& setting) {

@@ -21,6 +21,24 @@ void check_sampling(const SamplingOptions& o) {
   }
 }
 
+void check_scores(std::span<const float> scores) {
+  // -inf hides a token; a NaN, an infinity or nothing but hidden tokens leaves no choice.
+  float largest = -INFINITY;
+  bool number = true;
+  for (const float s : scores) {
+    number &= s == s;
+    largest = s > largest ? s : largest;
+  }
+  if (number && std::isfinite(largest)) return;
+  size_t at = 0;
+  while (at < scores.size() && scores[at] == scores[at] && scores[at] != INFINITY) ++at;
+  throw Error(
+      "the scores of the next token are not numbers ({}); the model's weights are damaged, or the "
+      "dtype cannot run it: try --dtype float32",
+      at < scores.size() ? fmt::format("token {} has {}", at, scores[at])
+                         : fmt::format("all {} are -inf", scores.size()));
+}
+
 Sampler::Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) {
   check_sampling(options);
 }
@@ -29,6 +47,7 @@ int64_t Sampler::next(const at::Tensor& given, std::span<const int64_t> seen) {
   const at::Tensor scores = given.to(at::kCPU, at::kFloat).contiguous();
   const float* raw = scores.const_data_ptr<float>();
   const auto size = static_cast<size_t>(scores.numel());
+  check_scores({raw, size});
   std::vector<float> x(raw, raw + size);
   if (options_.repetition_penalty != 1) {
     const auto r = static_cast<float>(options_.repetition_penalty);

@@ -26,10 +26,14 @@ struct SamplingOptions {
 // Throws UsageError naming an option that is out of range.
 void check_sampling(const SamplingOptions& options);
 
+// Throws Error unless scores [V] are numbers to choose by: none NaN or +inf, not all -inf.
+void check_scores(std::span<const float> scores);
+
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);
-  // scores: [V] of any floating type; `seen`: ids of prompt and text so far.
+  // scores: [V] of any floating type; `seen`: ids of prompt and text so far. Throws Error as
+  // check_scores() does.
   int64_t next(const at::Tensor& scores, std::span<const int64_t> seen);
 
  private:

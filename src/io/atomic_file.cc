@@ -28,6 +28,12 @@ mode_t default_mode() {
 
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), target_(path_) {
   std::error_code ignored;
+  if (path_ == "/dev/stdout") {
+    // By the descriptor and never by name: a file that output was sent to is not replaced (`>>`).
+    fd_ = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
+    if (fd_ < 0) fail("cannot be written", errno);
+    return;
+  }
   if (fs::is_symlink(target_, ignored)) {
     const fs::path resolved = fs::canonical(target_, ignored);
     // A dangling link is replaced by the file.
@@ -68,6 +74,14 @@ void AtomicFile::fail(const char* what, int error) {
 }
 
 void AtomicFile::write(const void* data, size_t bytes) {
+  if (temporary_.empty()) {
+    held_.append(static_cast<const char*>(data), bytes);
+  } else {
+    put(data, bytes);
+  }
+}
+
+void AtomicFile::put(const void* data, size_t bytes) {
   const char* from = static_cast<const char*>(data);
   while (bytes > 0) {
     const ssize_t written = ::write(fd_, from, bytes);
@@ -82,6 +96,11 @@ void AtomicFile::write(const void* data, size_t bytes) {
 
 void AtomicFile::write_at(uint64_t offset, const void* data, size_t bytes) {
   const char* from = static_cast<const char*>(data);
+  if (temporary_.empty()) {
+    if (held_.size() < offset + bytes) held_.resize(offset + bytes);
+    held_.replace(offset, bytes, from, bytes);
+    return;
+  }
   while (bytes > 0) {
     const ssize_t written = ::pwrite(fd_, from, bytes, static_cast<off_t>(offset));
     if (written < 0) {
@@ -96,6 +115,8 @@ void AtomicFile::write_at(uint64_t offset, const void* data, size_t bytes) {
 
 void AtomicFile::commit() {
   if (temporary_.empty()) {
+    put(held_.data(), held_.size());
+    held_.clear();
     const int closed = ::close(std::exchange(fd_, -1));
     if (closed != 0 && errno != EINTR) fail("cannot be written", errno);
     return;

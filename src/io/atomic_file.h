@@ -10,8 +10,9 @@ namespace heed {
 
 // Writes to a hidden temporary file beside `path`; commit() flushes it to the disk and renames it
 // over `path`. Destroyed without commit() (an exception, Ctrl-C), it removes the temporary and an
-// earlier file of that name stays as it was. A symbolic link is followed; a device such as
-// /dev/stdout is written straight through. All methods throw Error naming the file on failure.
+// earlier file of that name stays as it was. A symbolic link is followed. A pipe, a device and
+// /dev/stdout (whatever standard output is) get everything at commit(), from memory: they cannot be
+// written out of order. All methods throw Error naming the file on failure.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -29,10 +30,12 @@ class AtomicFile {
 
  private:
   [[noreturn]] void fail(const char* what, int error);
+  void put(const void* data, size_t bytes);
 
   std::string path_;       // as the caller named it, for messages
   std::string target_;     // path_ with a symbolic link resolved
-  std::string temporary_;  // empty when a device is written straight through, or after commit()
+  std::string temporary_;  // empty for what is no regular file, and after commit()
+  std::string held_;       // for what is no regular file, until commit()
   int fd_ = -1;
 };
 

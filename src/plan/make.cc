@@ -37,6 +37,7 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
   }
   const auto& model = bench.model;
   Made made;
+  made.length = context;
   Json provenance = {{"method", name_of(options.method)}, {"budget", options.budget}};
   if (options.budget == 1) {
     made.programs = full_programs(model);

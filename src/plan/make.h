@@ -33,7 +33,8 @@ struct MakeOptions {
 struct Made {
   Plan plan;
   Programs programs;
-  double kept = 0;  // share of the dense cache at the largest length
+  int64_t length = 0;  // the largest of the lengths, chosen or asked for
+  double kept = 0;     // share of the dense cache there
 };
 
 // `files`: text to search on. Throws UsageError for a budget, length or text that does not fit.

@@ -2,6 +2,7 @@
 
 #include <toml++/toml.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <set>
@@ -90,11 +91,11 @@ void visit(Config& c, Visitor&& v) {
 }
 
 const char* type_name(const int64_t&) { return "an integer"; }
-const char* type_name(const double&) { return "a number"; }
+const char* type_name(const double&) { return "a finite number"; }
 const char* type_name(const bool&) { return "true or false"; }
 const char* type_name(const std::string&) { return "text in quotes"; }
 const char* type_name(const std::vector<std::string>&) { return "a list of texts"; }
-const char* type_name(const std::vector<double>&) { return "a list of numbers"; }
+const char* type_name(const std::vector<double>&) { return "a list of finite numbers"; }
 const char* type_name(const Json&) { return "a table"; }
 
 Json to_json(const toml::node& node) {
@@ -121,8 +122,9 @@ bool read(const toml::node& node, int64_t& out) {
   return value.has_value();
 }
 bool read(const toml::node& node, double& out) {
-  if (!node.is_number()) return false;
-  out = *node.value<double>();
+  const auto value = node.value<double>();
+  if (!node.is_number() || !value || !std::isfinite(*value)) return false;
+  out = *value;
   return true;
 }
 bool read(const toml::node& node, bool& out) {
@@ -246,6 +248,7 @@ void check_known(const toml::table& table, const std::string& prefix,
 }
 
 void check_ranges(const TrainConfig& c, const std::string& file) {
+  constexpr int64_t kMost = int64_t{1} << 24;  // of what is multiplied with other sizes
   auto need = [&](bool good, const char* key, const char* what) {
     if (!good) throw UsageError("{}: {} must be {}", file, key, what);
   };
@@ -261,7 +264,7 @@ void check_ranges(const TrainConfig& c, const std::string& file) {
       }
     }
   }
-  need(c.data.length >= 2, "data.length", "at least 2");
+  need(c.data.length >= 2 && c.data.length <= kMost, "data.length", "from 2 to 16777216");
   need(c.data.valid_documents >= 0, "data.valid_documents", "0 or more");
   need(c.data.recall >= 0 && c.data.recall <= 1, "data.recall", "between 0 and 1");
   double shares = 0;
@@ -274,7 +277,7 @@ void check_ranges(const TrainConfig& c, const std::string& file) {
        "four shares, 0 or more, not all 0");
   need(c.tokenizer.vocab_size >= 258, "tokenizer.vocab_size", "at least 258");
   need(c.train.steps >= 1, "train.steps", "at least 1");
-  need(c.train.rows >= 1, "train.rows", "at least 1");
+  need(c.train.rows >= 1 && c.train.rows <= kMost, "train.rows", "from 1 to 16777216");
   need(c.train.rows_per_pass >= 0 &&
            (c.train.rows_per_pass == 0 || c.train.rows % c.train.rows_per_pass == 0),
        "train.rows_per_pass", "0 or a divisor of train.rows");
@@ -291,8 +294,10 @@ void check_ranges(const TrainConfig& c, const std::string& file) {
   need(c.train.clip >= 0, "train.clip", "0 or more");
   need(c.train.minutes >= 0, "train.minutes", "0 or more");
   need(c.validation.every >= 0, "validation.every", "0 or more");
-  need(c.validation.rows >= 1, "validation.rows", "at least 1");
-  need(c.validation.recall_samples >= 0, "validation.recall_samples", "0 or more");
+  need(c.validation.rows >= 1 && c.validation.rows <= kMost, "validation.rows",
+       "from 1 to 16777216");
+  need(c.validation.recall_samples >= 0 && c.validation.recall_samples <= kMost,
+       "validation.recall_samples", "from 0 to 16777216");
   need(c.checkpoint.every >= 0, "checkpoint.every", "0 or more");
   need(c.checkpoint.keep >= 1, "checkpoint.keep", "at least 1");
 }

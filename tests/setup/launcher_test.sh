@@ -67,4 +67,33 @@ chmod +x build/release/bin/heed
 expect "arguments and exit code" 7 "$temporary|3|two words" env HEED_NO_BUILD=1 ./heed show "two words" x
 expect "--yes is the launcher's" 7 "|2|" env HEED_NO_BUILD=1 ./heed demo --yes --quick
 
+# Setting up, building and testing, with tools that only say what they were asked for.
+rm -rf build .heed
+mkdir fakes
+# shellcheck disable=SC2016
+{
+  printf '#!/bin/sh\nif [ "$1" = --version ]; then echo "cmake version 3.28.0"; exit; fi\necho "cmake $*" >>"$FAKES/log"\nmkdir -p build/release/bin\ntouch build/release/build.ninja\n' >fakes/cmake
+  printf '#!/bin/sh\necho "ninja $*" >>"$FAKES/log"\nprintf "#!/bin/sh\\necho ran\\n" >build/release/bin/heed\nchmod +x build/release/bin/heed\n' >fakes/ninja
+  printf '#!/bin/sh\necho "ctest $*"\n' >fakes/ctest
+  printf '#!/bin/sh\nshift 3\nfor p in "$@"; do echo "installed $p"; done\n' >fakes/dpkg-query
+  printf '#!/bin/sh\necho 12\n' >fakes/g++
+}
+chmod +x fakes/*
+with_fakes() { env PATH="$temporary/fakes:$PATH" FAKES="$temporary/fakes" HEED_TORCH_DIR=good/torch HEED_ANY_SYSTEM=1 "$@"; }
+log_has() { # NAME TEXT
+  grep -qF -- "$2" fakes/log || { printf 'FAILED %s: no "%s" in:\n%s\n' "$1" "$2" "$(cat fakes/log)"; failures=$((failures + 1)); }
+}
+touch fakes/log
+expect "setup builds nothing" 0 "./heed build builds the program" with_fakes ./heed setup
+if [ -s fakes/log ]; then echo "FAILED setup built something"; failures=$((failures + 1)); fi
+expect "build runs nothing" 0 "built $temporary/build/release/bin/heed" with_fakes ./heed build
+log_has "build" "ninja -C $temporary/build/release"
+log_has "build without tests" "-DHEED_TESTS=OFF"
+expect "test hands its arguments on" 0 "-R attend" with_fakes ./heed test -R attend
+log_has "test builds the tests" "heed tests"
+log_has "test configures them" "-DHEED_TESTS=ON -DHEED_INTEROP_PYTHON="
+expect "test says what it leaves out" 0 "--all runs them too" with_fakes ./heed test
+expect "test --all" 0 "ctest --output-on-failure" with_fakes env HEED_INTEROP_PYTHON=/some/python ./heed test --all
+log_has "test --all takes an environment" "-DHEED_INTEROP_PYTHON=/some/python"
+
 if [ "$failures" = 0 ]; then echo "all cases as expected"; else exit 1; fi

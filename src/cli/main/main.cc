@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cli/command.h"
+#include "cli/streams.h"
 #include "heed/cli_registry.inc"
 #include "io/describe.h"
 #include "io/error.h"
@@ -57,15 +58,22 @@ int main(int argc, char** argv) {
     return end_of_output();
   } catch (const CLI::ParseError& e) {
     return end_of_parsing(app, e);
+  } catch (const heed::Interrupted& e) {
+    if (!heed::cli::reader_gone()) {
+      std::fprintf(stderr, "heed: %s\n", e.what());
+      return e.exit_code();
+    }
+    std::fprintf(stderr, "heed: nobody reads the output any more; stopped\n");
+    return 1;
   } catch (const heed::Error& e) {
-    std::fprintf(stderr, "heed: %s\n", e.what());
+    std::fprintf(stderr, "heed: %s\n", heed::cli::as_given(e.what()).c_str());
     return e.exit_code();
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "heed: out of memory; try a smaller context, batch or model\n");
     return 1;
   } catch (const std::exception& e) {
     // PyTorch's messages carry a C++ backtrace after the first line.
-    const std::string what = e.what();
+    const std::string what = heed::cli::as_given(e.what());
     std::fprintf(stderr, "heed: %s\n", what.substr(0, what.find('\n')).c_str());
     return 1;
   }
