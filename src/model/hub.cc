@@ -11,6 +11,7 @@
 
 #include "io/atomic_file.h"
 #include "io/mapped_file.h"
+#include "io/model_path.h"
 #include "io/sha256.h"
 
 extern char** environ;
@@ -238,7 +239,14 @@ std::string resolve_model(const std::string& name, Progress& progress) {
       return folder;
     }
   }
-  if (fs::exists(name, ignored)) return name;
+  if (fs::exists(name, ignored)) {
+    try {
+      return find_model(name).path;
+    } catch (const Error&) {
+      return name;
+    }
+  }
+  if (fs::is_symlink(name, ignored)) return name;  // a broken one, of which opening it tells
   if (looks_like_path) throw Error("{}: there is no such file or folder", name);
   std::string names;
   for (const KnownModel& model : known_models()) names += (names.empty() ? "" : ", ") + model.name;

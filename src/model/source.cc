@@ -6,11 +6,13 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 
 #include "io/dequant.h"
 #include "io/llama2c.h"
+#include "io/model_path.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
 
@@ -102,48 +104,65 @@ void read_rows(const TensorInfo& tensor, float* out) {
 }  // namespace
 
 ModelSource ModelSource::open(const std::string& path) {
+  const ModelPlace place = find_model(path);
   ModelSource out;
-  out.path_ = path;
+  out.path_ = place.path;
+  switch (place.format) {
+    case ModelFormat::kSafetensors:
+      out.format_ = "safetensors";
+      out.open_folder();
+      break;
+    case ModelFormat::kGguf:
+      out.format_ = "gguf";
+      out.gguf_ = std::make_shared<GgufFile>(open_gguf(place.path));
+      out.file_ = out.gguf_;
+      out.config_ = config_from_gguf(*out.gguf_);
+      break;
+    case ModelFormat::kLlama2c: {
+      out.format_ = "llama2.c";
+      Llama2cModel model = open_llama2c(place.path);
+      out.config_ = config_from_llama2c(model, place.path);
+      out.file_ = std::make_shared<TensorFile>(std::move(model.file));
+    }
+  }
+  return out;
+}
+
+void ModelSource::open_folder() {
+  const std::string config = path_ + "/config.json";
+  config_ = parse_config(read_json(config), config);
   std::error_code ignored;
-  if (fs::is_directory(path, ignored)) {
-    const std::string config = path + "/config.json";
-    if (!fs::exists(config, ignored)) {
-      throw Error(
-          "{}: config.json is missing; a model folder holds config.json and model.safetensors",
-          path);
+  if (const std::string more = path_ + "/generation_config.json"; fs::exists(more, ignored)) {
+    const Json generation = read_json(more);
+    if (const Json* eos = find_field(generation, "eos_token_id", more)) {
+      config_.eos = eos->is_array()
+                        ? get_ints(generation, "eos_token_id", more)
+                        : std::vector<int64_t>{get_int(generation, "eos_token_id", more)};
     }
-    out.format_ = "safetensors";
-    out.config_ = parse_config(read_json(config), config);
-    if (const std::string more = path + "/generation_config.json"; fs::exists(more, ignored)) {
-      const Json generation = read_json(more);
-      if (const Json* eos = find_field(generation, "eos_token_id", more)) {
-        out.config_.eos = eos->is_array()
-                              ? get_ints(generation, "eos_token_id", more)
-                              : std::vector<int64_t>{get_int(generation, "eos_token_id", more)};
-      }
+  }
+  file_ = std::make_shared<TensorFile>(open_safetensors_folder(path_));
+  settle_head();
+}
+
+// As transformers 5 loads a tied model: a stored head that differs from the embedding is kept, and
+// a head without an embedding is both.
+void ModelSource::settle_head() {
+  if (!config_.tied) return;
+  const auto head = find("lm_head.weight"), embedding = find("model.embed_tokens.weight");
+  if (!head || !embedding) return;
+  const TensorInfo &a = *head->tensor, &b = *embedding->tensor;
+  if (a.shape != b.shape) {
+    config_.tied = false;  // loading then names the shape that is wrong
+  } else if (a.dtype == b.dtype) {
+    config_.tied = a.data == b.data || std::memcmp(a.data, b.data, a.bytes) == 0;
+  } else if (can_dequantize(a.dtype) && can_dequantize(b.dtype)) {
+    std::vector<float> x(static_cast<size_t>(a.row_size())), y(x.size());
+    for (int64_t r = 0; r < a.rows() && config_.tied; ++r) {
+      dequantize_rows(a, r, r + 1, x.data());
+      dequantize_rows(b, r, r + 1, y.data());
+      config_.tied = x == y;
     }
-    out.file_ = std::make_shared<TensorFile>(open_safetensors_folder(path));
-    return out;
   }
-  if (!fs::exists(path, ignored)) {
-    throw Error(
-        "{}: there is no such file or folder; `heed models` lists the names that Heed knows", path);
-  }
-  if (path.ends_with(".gguf")) {
-    out.format_ = "gguf";
-    out.gguf_ = std::make_shared<GgufFile>(open_gguf(path));
-    out.file_ = out.gguf_;
-    out.config_ = config_from_gguf(*out.gguf_);
-    return out;
-  }
-  if (path.ends_with(".bin")) {
-    out.format_ = "llama2.c";
-    Llama2cModel model = open_llama2c(path);
-    out.config_ = config_from_llama2c(model, path);
-    out.file_ = std::make_shared<TensorFile>(std::move(model.file));
-    return out;
-  }
-  throw Error("{}: not a model; a folder, a .gguf file or a llama2.c .bin file was expected", path);
 }
 
 std::vector<std::pair<std::string, int64_t>> ModelSource::stored_types() const {
@@ -188,6 +207,9 @@ std::optional<ModelSource::Place> ModelSource::find(const std::string& name) con
       place.interleaved_heads = part == 0 ? config_.heads : config_.kv_heads;
     }
   }
+  if (!place.tensor && config_.tied && name == "model.embed_tokens.weight") {
+    place.tensor = file_->find("lm_head.weight");  // the one of the two that is stored
+  }
   if (!place.tensor) return std::nullopt;
   return place;
 }
@@ -225,11 +247,14 @@ void ModelSource::read(const std::string& name, const at::Tensor& out) const {
   if (place->transposed) values = values.t();
   if (place->parts > 1) values = values.chunk(place->parts, 0)[place->part];
   if (place->interleaved_heads > 0) {
-    // Row 2 i + s of a head (pair i, half s) goes to row s D/2 + i.
-    std::vector<int64_t> split = {place->interleaved_heads,
-                                  values.size(0) / place->interleaved_heads / 2, 2};
-    for (int64_t d = 1; d < values.dim(); ++d) split.push_back(values.size(d));
-    values = values.reshape(split).transpose(1, 2).reshape(out.sizes());
+    // Row 2 i + s of a head (pair i, half s) goes to row s R/2 + i, of the R rows that turn.
+    const int64_t turned = config_.rotary_dims();
+    const at::Tensor heads = values.reshape({place->interleaved_heads, config_.head_dim, -1});
+    const at::Tensor pairs = heads.narrow(1, 0, turned).unflatten(1, {turned / 2, 2});
+    values = at::cat({pairs.transpose(1, 2).flatten(1, 2),
+                      heads.narrow(1, turned, config_.head_dim - turned)},
+                     1)
+                 .reshape(out.sizes());
   }
   out.copy_(values);
 }

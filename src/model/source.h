@@ -27,8 +27,10 @@ namespace heed {
 
 class ModelSource {
  public:
-  // `path`: a folder with config.json and safetensors, a `.gguf` file, or a llama2.c `.bin`. Reads
-  // headers only. Throws Error naming file and key where something is missing or broken.
+  // `path`: whatever find_model (io/model_path.h) takes: a folder with config.json and safetensors,
+  // a GGUF file, whole or split, or a llama2.c checkpoint, told by their first bytes. Reads
+  // headers, and of a tied model that stores a head as well, the head and the embedding. Throws
+  // Error naming file and key where something is missing or broken.
   static ModelSource open(const std::string& path);
 
   const ModelConfig& config() const { return config_; }
@@ -55,11 +57,13 @@ class ModelSource {
   // A tensor of the file and what part of it, turned how, is meant.
   struct Place {
     const TensorInfo* tensor = nullptr;
-    int part = 0, parts = 1;  // a third of GPT-2's c_attn
-    bool transposed = false;  // stored [in, out]
-    int64_t interleaved_heads =
-        0;  // rows of that many heads lie in interleaved order; 0: half-split
+    int part = 0, parts = 1;        // a third of GPT-2's c_attn
+    bool transposed = false;        // stored [in, out]
+    int64_t interleaved_heads = 0;  // rows of that many heads lie in interleaved order, of each
+                                    // head the first rotary_dims(); 0: half-split
   };
+  void open_folder();
+  void settle_head();
   std::optional<Place> find(const std::string& name) const;
 
   std::string path_, format_;
