@@ -25,7 +25,7 @@ heed_static_dependency(pcre2 pcre2.h pcre2-8)        # libpcre2-dev
 heed_static_dependency(utf8proc utf8proc.h utf8proc)  # libutf8proc-dev
 heed_static_dependency(lzma lzma.h lzma)              # liblzma-dev
 
-# fmt and spdlog, header-only (libfmt-dev, libspdlog-dev)
+# fmt, header-only (libfmt-dev)
 find_path(FMT_INCLUDE_DIR fmt/format.h REQUIRED)
 add_library(heed::fmt INTERFACE IMPORTED GLOBAL)
 target_include_directories(heed::fmt SYSTEM INTERFACE ${FMT_INCLUDE_DIR})
@@ -45,13 +45,19 @@ if(HEED_TORCH)
   target_include_directories(heed::toml SYSTEM INTERFACE ${TOMLPLUSPLUS_INCLUDE_DIR})
   target_compile_definitions(heed::toml INTERFACE TOML_HEADER_ONLY=1)
   heed_static_dependency(sqlite sqlite3.h sqlite3)  # libsqlite3-dev
-  # GLPK (libglpk-dev), shared: its static form needs SuiteSparse, GMP and libltdl with versions that
-  # differ between the supported systems.
-  find_path(GLPK_INCLUDE_DIR glpk.h REQUIRED)
-  find_library(GLPK_LIBRARY glpk REQUIRED)
-  add_library(heed::glpk INTERFACE IMPORTED GLOBAL)
-  target_include_directories(heed::glpk SYSTEM INTERFACE ${GLPK_INCLUDE_DIR})
-  target_link_libraries(heed::glpk INTERFACE ${GLPK_LIBRARY})
+  # CBC (coinor-libcbc-dev; EPL-2.0) with the libraries of COIN-OR under it, static where they are;
+  # LAPACK and BLAS come shared, for their static forms need the Fortran compiler's own libraries.
+  find_path(CBC_INCLUDE_DIR coin/Cbc_C_Interface.h REQUIRED)
+  add_library(heed::cbc INTERFACE IMPORTED GLOBAL)
+  target_include_directories(heed::cbc SYSTEM INTERFACE ${CBC_INCLUDE_DIR})
+  foreach(library CbcSolver Cbc Cgl OsiClp ClpSolver Clp Osi CoinUtils bz2 z lapack blas)
+    if(library MATCHES "^(lapack|blas)$")
+      find_library(CBC_${library}_LIBRARY ${library} REQUIRED)
+    else()
+      find_library(CBC_${library}_LIBRARY NAMES lib${library}.a ${library} REQUIRED)
+    endif()
+    target_link_libraries(heed::cbc INTERFACE ${CBC_${library}_LIBRARY})
+  endforeach()
 endif()
 
 if(HEED_TESTS)

@@ -1,9 +1,10 @@
 #include "plan/allocate.h"
 
-#include <glpk.h>
+#include <coin/Cbc_C_Interface.h>
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <memory>
 
 #include "io/error.h"
@@ -11,22 +12,11 @@
 namespace heed::plan {
 namespace {
 
-struct Problem {
-  glp_prob* p = glp_create_prob();
-  Problem() = default;
-  Problem(const Problem&) = delete;
-  Problem& operator=(const Problem&) = delete;
-  ~Problem() { glp_delete_prob(p); }
-};
+using Options = std::vector<std::vector<Option>>;
 
-}  // namespace
-
-std::vector<int> allocate(const std::vector<std::vector<Option>>& options,
-                          const std::vector<int64_t>& budgets) {
-  const int heads = static_cast<int>(options.size());
-  const int lengths = static_cast<int>(budgets.size());
-  double largest = 0;
-  for (int n = 0; n < lengths; ++n) {
+// Throws where even the smallest options exceed a budget.
+void check_budgets(const Options& options, const std::vector<int64_t>& budgets) {
+  for (size_t n = 0; n < budgets.size(); ++n) {
     int64_t least = 0;
     for (const auto& head : options) {
       int64_t smallest = INT64_MAX;
@@ -37,62 +27,110 @@ std::vector<int> allocate(const std::vector<std::vector<Option>>& options,
       throw UsageError(
           "the budget of {} cached positions is below the {} that the smallest programs of all {} "
           "heads need; raise --budget or allow smaller windows",
-          budgets[n], least, heads);
+          budgets[n], least, options.size());
     }
   }
+}
+
+// The solver's tolerances are absolute: what brings the losses to the order of 1000.
+double loss_scale(const Options& options) {
+  double largest = 0;
   for (const auto& head : options) {
     for (const auto& option : head) {
       if (!std::isfinite(option.loss)) throw Error("a head's score is not finite; check the model");
       largest = std::max(largest, std::abs(option.loss));
     }
   }
-  // The solver's tolerances are absolute: bring the losses to the order of 1000.
-  const double scale = largest > 0 ? 1000.0 / largest : 1.0;
+  return largest > 0 ? 1000.0 / largest : 1.0;
+}
 
-  glp_term_out(GLP_OFF);
-  Problem problem;
-  glp_prob* lp = problem.p;
-  glp_set_obj_dir(lp, GLP_MIN);
-  glp_add_rows(lp, heads + lengths);
-  for (int h = 0; h < heads; ++h) glp_set_row_bnds(lp, h + 1, GLP_FX, 1.0, 1.0);
-  for (int n = 0; n < lengths; ++n) {
-    glp_set_row_bnds(lp, heads + n + 1, GLP_UP, 0.0, static_cast<double>(budgets[n]));
-  }
-  std::vector<int> first(heads);
-  for (int h = 0; h < heads; ++h) {
-    const int count = static_cast<int>(options[h].size());
-    first[h] = glp_add_cols(lp, count);
-    for (int p = 0; p < count; ++p) {
-      const int column = first[h] + p;
-      glp_set_col_kind(lp, column, GLP_BV);
-      glp_set_obj_coef(lp, column, options[h][p].loss * scale);
-      std::vector<int> rows{0, h + 1};  // GLPK counts from 1
-      std::vector<double> values{0, 1.0};
-      for (int n = 0; n < lengths; ++n) {
-        rows.push_back(heads + n + 1);
-        values.push_back(static_cast<double>(options[h][p].tokens[n]));
+// The problem by columns, as the solver takes it: a column for each option of each head; first a
+// row for each head, of which one option is taken, then a row for each length.
+struct Columns {
+  std::vector<int> start{0}, row;
+  std::vector<double> value, cost, upper, least, most;
+};
+
+Columns columns_of(const Options& options, const std::vector<int64_t>& budgets) {
+  Columns out;
+  const double scale = loss_scale(options);
+  const size_t heads = options.size();
+  for (size_t h = 0; h < heads; ++h) {
+    for (const Option& option : options[h]) {
+      out.row.push_back(static_cast<int>(h));
+      out.value.push_back(1);
+      for (size_t n = 0; n < budgets.size(); ++n) {
+        out.row.push_back(static_cast<int>(heads + n));
+        out.value.push_back(static_cast<double>(option.tokens.at(n)));
       }
-      glp_set_mat_col(lp, column, static_cast<int>(rows.size()) - 1, rows.data(), values.data());
+      out.start.push_back(static_cast<int>(out.row.size()));
+      out.cost.push_back(option.loss * scale);
     }
   }
-  glp_iocp parameters;
-  glp_init_iocp(&parameters);
-  parameters.presolve = GLP_ON;
-  parameters.mip_gap = 1e-4;
-  parameters.tm_lim = 20'000;  // ms
-  parameters.msg_lev = GLP_MSG_OFF;
-  glp_intopt(lp, &parameters);
-  const int status = glp_mip_status(lp);
-  if (status != GLP_OPT && status != GLP_FEAS) {
-    throw Error("the integer program of {} heads found no allocation in 20 s", heads);
+  out.upper.assign(out.cost.size(), 1);
+  out.least.assign(heads, 1);
+  out.most.assign(heads, 1);
+  for (const int64_t budget : budgets) {
+    out.least.push_back(0);
+    out.most.push_back(static_cast<double>(budget));
   }
-  std::vector<int> chosen(heads, 0);
-  for (int h = 0; h < heads; ++h) {
-    for (int p = 0; p < static_cast<int>(options[h].size()); ++p) {
-      if (glp_mip_col_val(lp, first[h] + p) > 0.5) chosen[h] = p;
+  return out;
+}
+
+// Sets the values of all columns; false if the solver found none.
+bool solve(const Columns& c, std::vector<double>& values) {
+  const auto free = [](Cbc_Model* model) { Cbc_deleteModel(model); };
+  const std::unique_ptr<Cbc_Model, decltype(free)> model(Cbc_newModel(), free);
+  const auto count = static_cast<int>(c.cost.size());
+  Cbc_setLogLevel(model.get(), 0);
+  Cbc_loadProblem(model.get(), count, static_cast<int>(c.most.size()), c.start.data(), c.row.data(),
+                  c.value.data(), nullptr, c.upper.data(), c.cost.data(), c.least.data(),
+                  c.most.data());
+  for (int i = 0; i < count; ++i) Cbc_setInteger(model.get(), i);
+  Cbc_setParameter(model.get(), "ratioGap", "1e-4");
+  Cbc_setParameter(model.get(), "timeMode", "elapsed");
+  Cbc_setParameter(model.get(), "seconds", "20");
+  struct sigaction interrupt {};  // the solver sets a handler of its own
+  ::sigaction(SIGINT, nullptr, &interrupt);
+  Cbc_solve(model.get());
+  ::sigaction(SIGINT, &interrupt, nullptr);
+  const double* best = Cbc_numberSavedSolutions(model.get()) > 0 || Cbc_isProvenOptimal(model.get())
+                           ? Cbc_bestSolution(model.get())
+                           : nullptr;
+  if (best == nullptr) return false;
+  std::copy_n(best, values.size(), values.begin());
+  return true;
+}
+
+}  // namespace
+
+std::vector<int> allocate(const Options& options, const std::vector<int64_t>& budgets) {
+  check_budgets(options, budgets);
+  Columns columns = columns_of(options, budgets);
+  // The solver's whole numbers are whole up to a tolerance: what that leaves above a budget is
+  // taken off it for another try.
+  constexpr int kTries = 3;
+  std::vector<double> values(columns.cost.size());
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    if (!solve(columns, values)) break;
+    std::vector<int> chosen(options.size(), 0);
+    std::vector<int64_t> over(budgets.size(), 0);
+    for (size_t h = 0, column = 0; h < options.size(); column += options[h++].size()) {
+      const auto begin = values.begin() + static_cast<int64_t>(column);
+      const auto end = begin + static_cast<int64_t>(options[h].size());
+      chosen[h] = static_cast<int>(std::max_element(begin, end) - begin);
+      for (size_t n = 0; n < budgets.size(); ++n) over[n] += options[h][chosen[h]].tokens[n];
     }
+    bool fits = true;
+    for (size_t n = 0; n < budgets.size(); ++n) {
+      const int64_t excess = over[n] - budgets[n];
+      if (excess <= 0) continue;
+      fits = false;
+      columns.most[options.size() + n] -= static_cast<double>(excess);
+    }
+    if (fits) return chosen;
   }
-  return chosen;
+  throw Error("the integer program of {} heads found no allocation in 20 s", options.size());
 }
 
 }  // namespace heed::plan

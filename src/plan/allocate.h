@@ -3,7 +3,7 @@
 //   min  sum_h loss[h, p_h]   s.t.  sum_h tokens[h, p_h, N] <= budget[N] for every length N
 //
 // as an integer program with one option p_h per head (MoA, arXiv 2406.14909, section 4; spec
-// "Budgeted search that subsumes them"), solved by GLPK.
+// "Budgeted search that subsumes them"), solved by CBC.
 #pragma once
 
 #include <cstdint>
