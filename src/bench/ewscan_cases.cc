@@ -3,6 +3,7 @@
 // short convolutions beside PyTorch's grouped ones.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/version.h>
 
 #include "bench/cases.h"
 #include "op/ewscan.h"
@@ -74,7 +75,8 @@ Kind convolution(int64_t tokens, int64_t channels, int64_t taps) {
   k.ours = [](const auto& x) { return op::short_conv({x[0], x[1]}).out; };
   k.peers = [=](const auto& x) {
     const Tensor padded = at::constant_pad_nd(x[0].transpose(1, 2), {taps - 1, 0});
-    return at::conv1d(padded, x[1].unsqueeze(1), {}, 1, 0, 1, channels).transpose(1, 2);
+    const at::IntArrayRef one{1}, none{0};
+    return at::conv1d(padded, x[1].unsqueeze(1), {}, one, none, one, channels).transpose(1, 2);
   };
   return k;
 }
