@@ -98,7 +98,7 @@ TEST(Learn, EqualsNaiveInFloat64WithGradients) {
 TEST(Learn, PiecesAndStepsEqualOnePass) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(testing::Message() << "chunk " << c.chunk << " norm " << c.norm);
-    const LearnTensors x = inputs(c, 2, 41, 2);
+    LearnTensors x = inputs(c, 2, 41, 2);
     LearnTensors whole = x;
     learn(whole, options_of(c));
     LearnTensors state = x;
