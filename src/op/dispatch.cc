@@ -715,7 +715,8 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
                                                 at::TensorList inputs, const Engine* engine,
-                                                const Options& options, const Tensor& cu_seqlens) {
+                                                const Options& options, const Tensor& cu_seqlens,
+                                                std::vector<bool>* absent) {
     const CallFields& fields = engine->fields();
     const at::AutoDispatchBelowADInplaceOrView guard;
     const auto op = find_op(fields, "_forward");
@@ -732,6 +733,13 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
     kept.push_back(cu_seqlens);
     kept.push_back(outputs.back());
     outputs.pop_back();
+    // Autograd has no place for an output that is not there: an empty tensor stands in for it.
+    torch::autograd::variable_list stand_ins;
+    for (Tensor& output : outputs) {
+      absent->push_back(!output.defined());
+      if (!output.defined()) stand_ins.push_back(output = at::empty({0}));
+    }
+    ctx->mark_non_differentiable(stand_ins);
     ctx->save_for_backward(kept);
     ctx->saved_data["engine"] = reinterpret_cast<int64_t>(engine);
     std::vector<int64_t> raw;
@@ -769,7 +777,7 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
     op.callBoxed(stack);
     torch::autograd::variable_list grads;
     for (const auto& value : stack) grads.push_back(tensor_of(value));
-    grads.resize(inputs + 3);  // engine, options, cu_seqlens
+    grads.resize(inputs + 4);  // engine, options, cu_seqlens, absent
     return grads;
   }
 };
@@ -782,10 +790,14 @@ void differentiable(const Engine& engine, std::span<Tensor> tensors, const Optio
                     const Tensor& cu_seqlens) {
   const CallFields& fields = engine.fields();
   const std::vector<Tensor> inputs = inputs_of(fields, tensors);
-  const auto outputs = EngineFunction::apply(at::TensorList(inputs), &engine, options, cu_seqlens);
+  std::vector<bool> absent;
+  const auto outputs =
+      EngineFunction::apply(at::TensorList(inputs), &engine, options, cu_seqlens, &absent);
   size_t next = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (!is_input(fields.tensors[i].role)) tensors[i] = outputs[next++];
+    if (is_input(fields.tensors[i].role)) continue;
+    tensors[i] = absent[next] ? Tensor() : outputs[next];
+    ++next;
   }
 }
 
