@@ -3,6 +3,7 @@
 // sinks. Lee et al., "HiP Attention", arXiv 2406.09827 (Algorithm 1; representative: a half's first
 // block).
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "io/error.h"
 #include "mixer/common/attend_core.h"

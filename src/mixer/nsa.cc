@@ -2,6 +2,7 @@
 // blocks that those means point to, and a window; gates weigh the three. Yuan et al., "Native
 // Sparse Attention", arXiv 2502.11089 (eqs. 5-12), with plain means as the compression.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "mixer/common/attend_core.h"
 #include "mixer/common/dense_attention.h"
