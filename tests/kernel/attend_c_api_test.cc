@@ -166,9 +166,11 @@ TEST(AttendCApi, ErrorsSayWhatIsWrong) {
   Tensors heads(1, 4, 6, 3, 2, 8, 8);
   EXPECT_EQ(heads.forward(&message), HEED_INVALID_ARGUMENT);
   EXPECT_NE(message.find("3 query heads"), std::string::npos) << message;
-  Tensors wide(1, 1, 1, 1, 1, 300, 8);
-  EXPECT_EQ(wide.forward(&message), HEED_INVALID_ARGUMENT);
-  EXPECT_NE(message.find("1 to 256"), std::string::npos) << message;
+  Tensors wide(1, 1, 1, 1, 1, 300, 8);  // no width is too large
+  EXPECT_EQ(wide.forward(&message), HEED_OK) << message;
+  Tensors nothing(1, 1, 1, 1, 1, 0, 8);
+  EXPECT_EQ(nothing.forward(&message), HEED_INVALID_ARGUMENT);
+  EXPECT_NE(message.find("D 0 and Dv 8 must be at least 1"), std::string::npos) << message;
   Tensors version(1, 1, 1, 1, 1, 8, 8);
   version.options.version = 99;
   EXPECT_EQ(version.forward(&message), HEED_INVALID_ARGUMENT);
