@@ -92,6 +92,10 @@ void register_biformer(Registry& registry) {
   m.card.equations =
       "score_ab = mean q of region a . mean k of region b (all heads), the topk best regions each\n"
       "out_i = softmax attention over the tokens of the regions chosen by i's + lepe(v)_i";
+  m.card.try_line =
+      "heed apply biformer --in IN.safetensors --out OUT.safetensors --set grid=6x8 --set "
+      "regions=2 "
+      "--set topk=2";
   m.card.patterns = "noncausal self";
   m.card.state_size = "0";
   m.card.apply.inputs = {token("q", "B,T,H,D"), token("k", "B,T,H,D"), token("v", "B,T,H,V"),

@@ -15,7 +15,7 @@ void register_fna(Registry& registry) {
       "out_i = softmax over keys seen on every axis, and extra keys";
   set_neighborhood_row(m.card, false);
   m.card.try_line =
-      "heed apply fna --in IN.safetensors --out OUT.safetensors --set grid=7x9 --set window=3x4";
+      "heed apply fna --in IN.safetensors --out OUT.safetensors --set grid=6x6 --set window=3x4";
   m.core = neighborhood;
   m.causality = neighborhood_causality;
   registry.add(std::move(m));

@@ -14,8 +14,8 @@ void register_gna(Registry& registry) {
       "out_i = softmax over keys seen on every axis, and extra keys";
   set_neighborhood_row(m.card, true);
   m.card.try_line =
-      "heed apply gna --in IN.safetensors --out OUT.safetensors --set grid=12x8 --set window=6x4 "
-      "--set stride=6x2";
+      "heed apply gna --in IN.safetensors --out OUT.safetensors --set grid=6x6 --set window=4x3 "
+      "--set stride=2x3";
   m.core = neighborhood;
   m.causality = neighborhood_causality;
   registry.add(std::move(m));

@@ -145,7 +145,7 @@ void register_moh(Registry& registry) {
                          token("gate_q", "B,Tq,Hq,D").maybe().only("gate=norm").constant(),
                          gate("wo", "Hq,Dv,C").maybe()};
   m.card.apply.settings = {word_setting("gate", {"code", "paper", "norm"}),
-                           int_setting("topk", "Hr; norm: Hq div 4").trying({"1"}),
+                           int_setting("topk", "Hr; norm: Hq div 4").trying({"2"}),
                            int_setting("shared", "norm: Hq div 2"), flag_setting("causal", false),
                            scale_setting("1/sqrt(D)")};
   m.card.apply.outputs = {output("out", "B,Tq,Hq,Dv|B,Tq,C"), output("gates", "B,Tq,Hq").constant(),
@@ -154,7 +154,8 @@ void register_moh(Registry& registry) {
   TestCard& tests = m.card.tests;
   tests.queries = "Tq", tests.keys = "Tk";
   tests.heads = {};
-  tests.batch = "";  // the balance is a mean over it
+  tests.batch = "";             // the balance is a mean over it
+  tests.cuts = {0, 1, 16, 40};  // and over the tokens: none have no mean
   tests.sizes = {{"B", 2},  {"Hq", 4}, {"Hk", 2}, {"Hs", 1},
                  {"Hr", 3}, {"D", 9},  {"Dv", 6}, {"C", 5}};
   tests.large = {{"D", 64}, {"Dv", 64}};

@@ -12,6 +12,7 @@ using testing::relative_error;
 
 NamedTensors inputs(int64_t tokens, uint64_t seed) {
   Try one;
+  one.settings = {{"window", "2"}};
   one.sizes = {{"B", 2}, {"H", 4}, {"Hk", 2}, {"D", 16}, {"V", 12}, {"T", tokens}};
   NamedTensors in = testing::make_inputs(find_mechanism("fna"), one, tokens, seed);
   in.erase("extra_k"), in.erase("extra_v");
