@@ -32,7 +32,8 @@ class Files : public test::CliTest {
   }
   // A copy of the fixture whose safetensors header is `change`d.
   std::string with_header(const std::function<void(std::string&)>& change) const {
-    fs::copy(kLlama, path("model"), fs::copy_options::overwrite_existing);
+    fs::copy(kLlama, path("model"),
+             fs::copy_options::overwrite_existing | fs::copy_options::recursive);
     std::ifstream in(kLlama + "/model.safetensors", std::ios::binary);
     uint64_t length = 0;
     in.read(reinterpret_cast<char*>(&length), sizeof length);
