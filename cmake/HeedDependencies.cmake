@@ -29,7 +29,7 @@ heed_static_dependency(lzma lzma.h lzma)              # liblzma-dev
 find_path(FMT_INCLUDE_DIR fmt/format.h REQUIRED)
 add_library(heed::fmt INTERFACE IMPORTED GLOBAL)
 target_include_directories(heed::fmt SYSTEM INTERFACE ${FMT_INCLUDE_DIR})
-target_compile_definitions(heed::fmt INTERFACE FMT_HEADER_ONLY SPDLOG_FMT_EXTERNAL_HO)
+target_compile_definitions(heed::fmt INTERFACE FMT_HEADER_ONLY)
 
 find_path(SENTENCEPIECE_INCLUDE_DIR sentencepiece_processor.h REQUIRED)  # libsentencepiece-dev
 find_library(SENTENCEPIECE_LIBRARY NAMES libsentencepiece.a sentencepiece REQUIRED)
