@@ -75,8 +75,10 @@ Kind convolution(int64_t tokens, int64_t channels, int64_t taps) {
   k.ours = [](const auto& x) { return op::short_conv({x[0], x[1]}).out; };
   k.peers = [=](const auto& x) {
     const Tensor padded = at::constant_pad_nd(x[0].transpose(1, 2), {taps - 1, 0});
-    const at::IntArrayRef one{1}, none{0};
-    return at::conv1d(padded, x[1].unsqueeze(1), {}, one, none, one, channels).transpose(1, 2);
+    const std::vector<int64_t> one = {1}, none = {0};  // an IntArrayRef keeps no numbers
+    return at::conv1d(padded, x[1].unsqueeze(1), std::optional<Tensor>(), at::IntArrayRef(one),
+                      at::IntArrayRef(none), at::IntArrayRef(one), channels)
+        .transpose(1, 2);
   };
   return k;
 }
