@@ -23,9 +23,6 @@ NamedTensors inputs(int64_t queries, int64_t keys, int64_t features = 12, uint64
           {"w", at::randn({8, features})}};
 }
 
-// The card's bound for transforms.
-double bound(const std::string& form) { return form == "naive" ? 2e-6 : 1e-5; }
-
 at::Tensor unit(const at::Tensor& x) {
   const at::Tensor y = x.to(at::kDouble);
   return y.div(y.norm(2, -1, true));
@@ -52,7 +49,7 @@ TEST(KernelRpeFft, EqualsTheDenseWeights) {
     }
     const at::Tensor expected = output_of(weights, in.at("v"));
     for (const char* form : {"naive", "parallel"}) {
-      EXPECT_LE(relative_error(run(in, form).at("out"), expected), bound(form)) << form;
+      EXPECT_LE(relative_error(run(in, form).at("out"), expected), 2e-6) << form;
     }
   }
 }
@@ -63,7 +60,7 @@ TEST(KernelRpeFft, WithoutPositionsItIsLinearAttention) {
   const at::Tensor f = features(in.at("q"), in.at("w")), g = features(in.at("k"), in.at("w"));
   const at::Tensor expected = output_of(at::matmul(f, g.transpose(2, 3)), in.at("v"));
   for (const char* form : {"naive", "parallel"}) {
-    EXPECT_LE(relative_error(run(in, form).at("out"), expected), bound(form)) << form;
+    EXPECT_LE(relative_error(run(in, form).at("out"), expected), 2e-6) << form;
   }
 }
 
@@ -77,7 +74,7 @@ TEST(KernelRpeFft, ConstantsAndLengthsDoNotMatter) {
     const at::Tensor out = run(in, form, {}, form[0] == 'n' ? at::kDouble : at::kFloat).at("out");
     EXPECT_LE(relative_error(run(shifted, form).at("out"), out), 1e-5)
         << form;  // b + 70 is rounded
-    EXPECT_LE(relative_error(run(longer, form).at("out"), out), bound(form)) << form;
+    EXPECT_LE(relative_error(run(longer, form).at("out"), out), 2e-6) << form;
   }
 }
 
@@ -97,7 +94,7 @@ TEST(KernelRpeFft, LinearPositionsAreADecay) {
       testing::run(find_mechanism("retnet"), retnet, "naive", {{"scale", "1"}}).at("out");
   const at::Tensor expected = sums.slice(3, 0, 5).div(sums.slice(3, 5));
   for (const char* form : {"naive", "parallel"}) {
-    EXPECT_LE(relative_error(run(in, form, {{"causal", "true"}}).at("out"), expected), bound(form))
+    EXPECT_LE(relative_error(run(in, form, {{"causal", "true"}}).at("out"), expected), 2e-6)
         << form;
   }
 }
@@ -110,7 +107,7 @@ TEST(KernelRpeFft, RowsAreWeights) {
       NamedTensors ones = in;
       ones["v"] = at::ones_like(in.at("v"));
       const at::Tensor out = run(ones, form, {{"causal", causal}}).at("out");
-      EXPECT_LE(relative_error(out, at::ones_like(out)), bound(form)) << form;
+      EXPECT_LE(relative_error(out, at::ones_like(out)), 2e-6) << form;
       const at::Tensor y = run(in, form, {{"causal", causal}}).at("out"), v = in.at("v");
       EXPECT_TRUE(y.le(v.amax({1}, true).add(1e-5)).all().item<bool>()) << form;
       EXPECT_TRUE(y.ge(v.amin({1}, true).sub(1e-5)).all().item<bool>()) << form;
