@@ -15,7 +15,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // Everything by head: q, khat [B,H,T,K], v [B,H,T,V], z int64 [B,H,T], codebook [H,M,K], bias [H,W]
-// or undefined.
+// (W = 0: none).
 struct Attention {
   at::Tensor q, khat, v, z, codebook, bias;
   double scale = 1;
@@ -36,10 +36,10 @@ struct Attention {
   at::Tensor logits(int64_t q0, int64_t q1, int64_t k0, int64_t k1) const {
     at::Tensor x = at::matmul(q.slice(2, q0, q1), khat.slice(2, k0, k1).transpose(2, 3)).mul(scale);
     const at::Tensor distance = distances(q0, q1, k0, k1);
-    if (bias.defined()) {
+    if (bias.size(1) > 0) {
       const int64_t width = bias.size(1);
       const at::Tensor index = distance.clamp(0, width - 1).flatten();
-      const at::Tensor near = bias.index_select(1, index).view({-1, q1 - q0, k1 - k0});
+      const at::Tensor near = bias.index_select(1, index).view({bias.size(0), q1 - q0, k1 - k0});
       x = x.add(near.masked_fill(distance.ge(width), 0.0));
     }
     return x.masked_fill(distance.lt(0), -std::numeric_limits<double>::infinity());
@@ -132,7 +132,7 @@ class Chunked : public torch::autograd::Function<Chunked> {
       dq = at::zeros_like(a.q);
       dk = at::zeros_like(a.khat);
       dv = at::zeros_like(a.v);
-      if (a.bias.defined()) dbias = at::zeros_like(a.bias);
+      dbias = at::zeros_like(a.bias);
       const int64_t b = a.q.size(0), h = a.q.size(1), m = a.codebook.size(1);
       later_g = at::zeros({b, h, m, a.v.size(3)}, g.options());
       later_qg = at::zeros({b, h, m, a.q.size(3), a.v.size(3)}, g.options());
@@ -175,7 +175,7 @@ class Chunked : public torch::autograd::Function<Chunked> {
       dv.slice(2, k0, k1).add_(at::matmul(p.transpose(2, 3), gs));
       dq.slice(2, q0, q1).add_(at::matmul(dx, a.khat.slice(2, k0, k1)), a.scale);
       dk.slice(2, k0, k1).add_(at::matmul(dx.transpose(2, 3), a.q.slice(2, q0, q1)), a.scale);
-      if (!dbias.defined()) return;
+      if (dbias.size(1) == 0) return;
       const at::Tensor distance = a.distances(q0, q1, k0, k1).flatten();
       const at::Tensor inside =
           distance.ge(0).logical_and(distance.lt(dbias.size(1))).nonzero().squeeze(-1);
@@ -230,10 +230,11 @@ NamedTensors core(const CoreCall& call) {
   a.v = by_head("v");
   a.codebook = call.get("codebook").detach();
   a.bias = call.get("bias");
+  if (!a.bias.defined()) a.bias = at::zeros({a.q.size(1), 0}, a.q.options());
   a.chunk = call.settings.integer("chunk");
   const double width = static_cast<double>(std::max<int64_t>(a.q.size(3), 1));
   a.scale = call.settings.number("scale", 1.0 / std::sqrt(width));
-  if (a.bias.defined() && a.bias.size(1) > a.chunk) {
+  if (a.bias.size(1) > a.chunk) {
     throw UsageError("longvq: tensor bias has W={}, expected at most chunk={}", a.bias.size(1),
                      a.chunk);
   }
