@@ -26,7 +26,10 @@ void add_train(CLI::App& app) {
   command->add_option("--device", options->device, "cpu or cuda, in place of the file's")
       ->check(CLI::IsMember({"cpu", "cuda"}));
   command->add_option("--out", options->out, "Run folder, in place of the file's");
-  command->add_option("--set", options->set, "KEY=VALUE in place of the file's; may be repeated");
+  command->add_option("--set", options->set, "KEY=VALUE in place of the file's; may be repeated")
+      ->type_size(1)
+      ->expected(1)
+      ->take_all();
   options->common.add_threads(command);
   options->common.add_json(command);
   command->add_flag("--keys", options->keys, "List every key with its default, and leave");
