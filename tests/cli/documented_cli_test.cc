@@ -124,7 +124,7 @@ const std::string kConfig =
 const std::string kTinyShape =
     " --set model.hidden=32 --set model.intermediate=64 --set model.layers=1 --set model.heads=2 "
     "--set model.kv_heads=1 --set model.head_dim=16 --set tokenizer.vocab_size=300 --set "
-    "data.length=64 --set train.rows=2 --set train.rows_per_pass=2 --set train.warmup=1 --set "
+    "data.length=256 --set train.rows=2 --set train.rows_per_pass=2 --set train.warmup=1 --set "
     "validation.rows=1 --set validation.recall_samples=0 --set train.steps=2";
 const std::string kSmallPlan = " --texts 1 --candidates 2 --repairs 0 --lengths 256";
 const std::string kSmallEval = " --texts 1 --documents 1 --needles 2 --samples 0";
@@ -249,7 +249,7 @@ std::vector<Entry> mechanisms() {
   const std::string in = "in.safetensors", out = "out.safetensors";
   return {
       {"heed list", {}, "", "", says("systems, "), ""},
-      {"heed list --family linear", {}, "", "", says("gla"), ""},
+      {"heed list --family linear", {}, "", "", says("linear-attention"), ""},
       {"heed show ID", {{"ID", "gla"}}, "", "", says("heed apply gla"), ""},
       {"heed show NAME", {{"NAME", "gla"}}, "", "", says("heed apply gla"), ""},
       {"heed show X", {{"X", "gla"}}, "", "", says("heed apply gla"), ""},
