@@ -7,8 +7,8 @@
 #include <cmath>
 #include <filesystem>
 
-#include "cache/program.h"
 #include "cache/plan_programs.h"
+#include "cache/program.h"
 #include "io/atomic_file.h"
 #include "io/error.h"
 #include "lab/kept.h"

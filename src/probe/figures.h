@@ -47,7 +47,8 @@ struct HeadFigures {
 
 struct Figures {
   int64_t context = 0, from = 0;
-  std::vector<std::vector<HeadFigures>> heads;  // [layer][query head]; empty for layers without KV heads
+  std::vector<std::vector<HeadFigures>>
+      heads;  // [layer][query head]; empty for layers without KV heads
   // [layer][KV head]: maximum over the group of `figure`.
   std::vector<std::vector<double>> per_kv_head(const Decoder& model,
                                                double (*figure)(const HeadFigures&)) const;

@@ -26,11 +26,9 @@ TEST(Operators, EveryFileRegistersItsOperator) {
   }
   // And no operator comes from anywhere else: attend_backward is of attend_op.cc, say.
   for (const std::string& name : names) {
-    EXPECT_TRUE(std::any_of(files.begin(), files.end(),
-                            [&](const std::string& file) {
-                              return name == file || name.starts_with(file + "_");
-                            }))
-        << name;
+    EXPECT_TRUE(std::any_of(files.begin(), files.end(), [&](const std::string& file) {
+      return name == file || name.starts_with(file + "_");
+    })) << name;
   }
   // The dispatcher knows these and no others.
   std::vector<std::string> known;
