@@ -716,20 +716,25 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
                                                 at::TensorList inputs, const Engine* engine,
                                                 const Options& options, const Tensor& cu_seqlens,
+                                                const std::vector<bool>& present,
                                                 std::vector<bool>* absent) {
     const CallFields& fields = engine->fields();
     const at::AutoDispatchBelowADInplaceOrView guard;
     const auto op = find_op(fields, "_forward");
     Arguments a;
-    a.tensors = inputs.vec();
     a.tensors.resize(fields.tensors.size());
+    size_t given = 0;
+    for (size_t i = 0; i < present.size(); ++i) {
+      if (present[i]) a.tensors[i] = inputs[given++];
+    }
     a.options = options;
     a.cu_seqlens = cu_seqlens;
+    torch::autograd::variable_list kept(a.tensors.begin(),
+                                        a.tensors.begin() + static_cast<int64_t>(present.size()));
     torch::jit::Stack stack = push_arguments(op, fields, a);
     op.callBoxed(stack);
     torch::autograd::variable_list outputs;
     for (const auto& value : stack) outputs.push_back(tensor_of(value));
-    torch::autograd::variable_list kept = inputs.vec();
     kept.push_back(cu_seqlens);
     kept.push_back(outputs.back());
     outputs.pop_back();
@@ -776,8 +781,10 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
     torch::jit::Stack stack = push_arguments(op, fields, a);
     op.callBoxed(stack);
     torch::autograd::variable_list grads;
-    for (const auto& value : stack) grads.push_back(tensor_of(value));
-    grads.resize(inputs + 4);  // engine, options, cu_seqlens, absent
+    for (size_t i = 0; i < stack.size(); ++i) {
+      if (i < inputs && a.tensors[i].defined()) grads.push_back(tensor_of(stack[i]));
+    }
+    grads.resize(grads.size() + 5);  // engine, options, cu_seqlens, present, absent
     return grads;
   }
 };
@@ -789,10 +796,15 @@ std::vector<Tensor> inputs_of(const CallFields& fields, std::span<const Tensor> 
 void differentiable(const Engine& engine, std::span<Tensor> tensors, const Options& options,
                     const Tensor& cu_seqlens) {
   const CallFields& fields = engine.fields();
-  const std::vector<Tensor> inputs = inputs_of(fields, tensors);
-  std::vector<bool> absent;
+  // Autograd takes no input that is not there: those that are, and which they are.
+  std::vector<Tensor> given;
+  std::vector<bool> present, absent;
+  for (const Tensor& input : inputs_of(fields, tensors)) {
+    present.push_back(input.defined());
+    if (input.defined()) given.push_back(input);
+  }
   const auto outputs =
-      EngineFunction::apply(at::TensorList(inputs), &engine, options, cu_seqlens, &absent);
+      EngineFunction::apply(at::TensorList(given), &engine, options, cu_seqlens, present, &absent);
   size_t next = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (is_input(fields.tensors[i].role)) continue;

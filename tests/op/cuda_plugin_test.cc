@@ -67,7 +67,9 @@ TEST(CudaPlugin, OpensOrSaysWhatIsMissing) {
   EXPECT_FALSE(cuda_is_open());
   EXPECT_TRUE(cuda_devices().empty());
   EXPECT_NE(message.find("--device cpu"), std::string::npos) << "says what to do instead";
-  if (!obstacle.empty()) EXPECT_EQ(message, obstacle);
+  if (!obstacle.empty()) {
+    EXPECT_EQ(message, obstacle);
+  }
 }
 
 }  // namespace
