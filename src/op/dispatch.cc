@@ -715,7 +715,8 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
                                                 at::TensorList inputs, const Engine* engine,
-                                                const Options& options, const Tensor& cu_seqlens,
+                                                const Options& options,
+                                                const std::optional<Tensor>& cu_seqlens,
                                                 const std::vector<bool>& present,
                                                 std::vector<bool>* absent) {
     const CallFields& fields = engine->fields();
@@ -728,14 +729,14 @@ class EngineFunction : public torch::autograd::Function<EngineFunction> {
       if (present[i]) a.tensors[i] = inputs[given++];
     }
     a.options = options;
-    a.cu_seqlens = cu_seqlens;
+    a.cu_seqlens = cu_seqlens.value_or(Tensor());
     torch::autograd::variable_list kept(a.tensors.begin(),
                                         a.tensors.begin() + static_cast<int64_t>(present.size()));
     torch::jit::Stack stack = push_arguments(op, fields, a);
     op.callBoxed(stack);
     torch::autograd::variable_list outputs;
     for (const auto& value : stack) outputs.push_back(tensor_of(value));
-    kept.push_back(cu_seqlens);
+    kept.push_back(a.cu_seqlens);
     kept.push_back(outputs.back());
     outputs.pop_back();
     // Autograd has no place for an output that is not there: an empty tensor stands in for it.
@@ -803,8 +804,10 @@ void differentiable(const Engine& engine, std::span<Tensor> tensors, const Optio
     present.push_back(input.defined());
     if (input.defined()) given.push_back(input);
   }
+  std::optional<Tensor> packs;
+  if (cu_seqlens.defined()) packs = cu_seqlens;
   const auto outputs =
-      EngineFunction::apply(at::TensorList(given), &engine, options, cu_seqlens, present, &absent);
+      EngineFunction::apply(at::TensorList(given), &engine, options, packs, present, &absent);
   size_t next = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (is_input(fields.tensors[i].role)) continue;

@@ -60,7 +60,12 @@ void compare(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOpti
       if (!r[i].defined()) continue;
       ASSERT_TRUE(g[i].defined()) << "gradient " << i << " of " << of;
       EXPECT_EQ(g[i].scalar_type(), x[i].scalar_type());
-      EXPECT_LE(error(g[i], r[i]), backward) << "gradient " << i << " of " << of;
+      // A bias by query changes no softmax: its gradient is nothing but rounding, on both sides.
+      const bool nothing =
+          r[i].abs().sum().item<double>() < 1e-10 * static_cast<double>(r[i].numel());
+      const double e =
+          nothing ? g[i].to(at::kDouble).abs().max().item<double>() : error(g[i], r[i]);
+      EXPECT_LE(e, backward) << "gradient " << i << " of " << of;
     }
   };
   compare_gradients({out}, {out_ref}, "out");

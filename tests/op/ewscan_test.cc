@@ -17,8 +17,12 @@ using at::Tensor;
 
 double error(const Tensor& y, const Tensor& reference) {
   if (y.numel() == 0) return 0;
-  const double norm = reference.to(at::kDouble).norm().item<double>();
-  const double e = y.to(at::kDouble).sub(reference.to(at::kDouble)).norm().item<double>();
+  // A maximum over nothing is -inf on both sides.
+  const Tensor finite = reference.isfinite();
+  if (!y.isfinite().equal(finite)) return std::numeric_limits<double>::infinity();
+  const Tensor a = y.to(at::kDouble).masked_select(finite);
+  const Tensor b = reference.to(at::kDouble).masked_select(finite);
+  const double norm = b.norm().item<double>(), e = a.sub(b).norm().item<double>();
   return std::isnan(e) ? std::numeric_limits<double>::infinity() : e / (norm > 0 ? norm : 1);
 }
 
