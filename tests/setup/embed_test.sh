@@ -22,7 +22,7 @@ fi
   -DCMAKE_PREFIX_PATH="$prefix" >"$temporary/log" || { cat "$temporary/log"; exit 1; }
 "$CMAKE" --build "$temporary/embed" >"$temporary/log" || { cat "$temporary/log"; exit 1; }
 for program in embed_c embed_cc embed_selective; do
-  if ldd "$temporary/embed/$program" | grep -E 'torch|c10'; then
+  if ldd "$temporary/embed/$program" | grep -E 'lib(torch|c10)'; then
     echo "$program needs PyTorch at run time"
     exit 1
   fi
