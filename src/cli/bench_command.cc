@@ -5,6 +5,7 @@
 
 #include "bench/kernels.h"
 #include "bench/markdown.h"
+#include "bench/mixers.h"
 #include "bench/model.h"
 #include "cache/plan_programs.h"
 #include "cli/command.h"
@@ -63,6 +64,33 @@ void add_kernels(CLI::App* bench) {
     const auto json = open_json(o->json);
     auto progress = make_progress();
     deliver(bench::run_kernels(o->kernels, *progress), json.get());
+  });
+}
+
+void add_mixers(CLI::App* bench) {
+  struct Options {
+    CommonOptions common;
+    bench::MixerOptions mixers;
+    std::string json;
+  };
+  auto o = std::make_shared<Options>();
+  auto* command =
+      bench->add_subcommand("mixers", "Every form of a mechanism's core beside its naive one");
+  command->add_option("ID", o->mixers.ids, "Mechanisms; none: all that are ready");
+  command->add_option("--tokens", o->mixers.tokens, "Lengths to time, separated by commas")
+      ->delimiter(',')
+      ->check(whole(1, kMostTokens))
+      ->capture_default_str();
+  command->add_option("--json", o->json, "File for the records; -: standard output");
+  command->add_flag("--quick", o->mixers.quick, "Each form once or a few times");
+  o->common.add_device(command);
+  add_examples(command, {"heed bench mixers gla mamba --tokens 4096"});
+  command->callback([o] {
+    o->common.apply();
+    o->mixers.device = at::Device(o->common.device);
+    const auto json = open_json(o->json);
+    auto progress = make_progress();
+    deliver(bench::run_mixers(o->mixers, *progress), json.get());
   });
 }
 
@@ -155,6 +183,7 @@ void add_bench(CLI::App& app) {
   auto* bench = app.add_subcommand("bench", "Times kernels and models beside others'");
   bench->require_subcommand(1);
   add_kernels(bench);
+  add_mixers(bench);
   add_model(bench);
   add_table(bench);
 }

@@ -109,6 +109,7 @@ void register_biformer(Registry& registry) {
   m.traits.heads_independent = false;
   TestCard& tests = m.card.tests;
   tests.sizes = {{"H", 3}, {"D", 9}, {"V", 6}, {"a", 3}, {"T", 48}};
+  tests.timed = {{"regions", "8"}, {"topk", "4"}};
   tests.always = {{"grid", "6x8"}, {"regions", "2"}, {"topk", "2"}};
   tests.tries = {{{{"grid", "9x6"}, {"regions", "3"}, {"topk", "4"}}, {{"T", 54}}, {}},
                  {{{"topk", "9"}}, {}, {"lepe_weight", "lepe_bias"}}};

@@ -177,6 +177,7 @@ struct TestCard {
                        // others 3
   Sizes large;         // sizes of an ordinary call (float32 against float64 once)
   SettingList always;  // given in every try that does not set them
+  SettingList timed;   // in their place where `heed bench mixers` times an ordinary call
   std::vector<Try> tries;                             // besides one for each value of a setting
   std::vector<int64_t> lengths = {0, 1, 2, 37, 131};  // tokens; tries that fix them: only those
   std::vector<int64_t> cuts = {0, 1, 16, 40, 41};     // where prefill may be cut, of 41 tokens

@@ -213,6 +213,7 @@ void register_hip(Registry& registry) {
   tests.heads = {"H", "Hk"};
   tests.sizes = {{"H", 4}, {"Hk", 2}, {"D", 9}, {"V", 6}};
   tests.large = {{"D", 64}, {"V", 64}};
+  tests.timed = {{"topk", "512"}};
   tests.always = {{"topk", "16"}, {"block_q", "8"}, {"window", "12"}, {"sinks", "3"}};
   tests.tries = {{{{"topk", "12"}, {"block_q", "16"}, {"block_k", "3"}, {"window", "5"}}, {}, {}}};
   m.core = core;

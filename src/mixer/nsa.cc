@@ -212,6 +212,7 @@ void register_nsa(Registry& registry) {
   tests.heads = {"H", "J"};
   tests.sizes = {{"H", 4}, {"J", 2}, {"K", 9}, {"V", 6}, {"S", 1}};
   tests.large = {{"K", 64}, {"V", 64}};
+  tests.timed = {{"block", "64"}, {"blocks", "16"}, {"window", "512"}};
   tests.always = {{"block", "8"}, {"blocks", "4"}, {"window", "12"}};
   tests.tries = {{{}, {}, {"block_indices"}},
                  {{{"window", "0"}, {"block", "5"}, {"blocks", "3"}}, {}, {"block_indices"}}};
