@@ -108,8 +108,7 @@ int64_t bytes_of(const NamedTensors& inputs, const std::vector<at::Tensor>& outp
   return bytes;
 }
 
-// All forms of one mechanism at one number of tokens; `half`: the peaks of the forms at half as
-// many, filled with those of this number.
+// All forms of one mechanism at one number of tokens.
 std::vector<Record> time_forms(const Mechanism& m, int64_t tokens, const MixerOptions& options) {
   const Try one = timed_call(m, tokens);
   const Core core = core_of(m, one, tokens, options.device);
@@ -166,17 +165,25 @@ Json run_mixers(const MixerOptions& options, Progress& progress) {
   const at::NoGradGuard no_gradients;
   Machine machine = measure_machine(options.device, options.quick, progress);
   std::vector<Record> records;
+  Json skipped = Json::object();
   progress.begin("Timing mechanisms", static_cast<int64_t>(mechanisms.size()));
   for (size_t i = 0; i < mechanisms.size(); ++i) {
     progress.step(static_cast<int64_t>(i), mechanisms[i]->card.id);
     for (const int64_t tokens : options.tokens) {
-      for (Record& r : time_forms(*mechanisms[i], tokens, options)) {
-        records.push_back(std::move(r));
+      try {
+        for (Record& r : time_forms(*mechanisms[i], tokens, options)) {
+          records.push_back(std::move(r));
+        }
+      } catch (const UsageError& e) {
+        if (!options.ids.empty()) throw;
+        skipped[fmt::format("{}/T{}", mechanisms[i]->card.id, tokens)] = e.what();
       }
     }
   }
   progress.end();
-  return to_json(machine, records);
+  Json file = to_json(machine, records);
+  if (!skipped.empty()) file["skipped"] = skipped;
+  return file;
 }
 
 }  // namespace heed::bench

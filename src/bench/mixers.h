@@ -20,8 +20,8 @@ struct MixerOptions {
 };
 
 // The records of docs/bench.md: one a mechanism, form and number of tokens, with the naive form as
-// its peer. UsageError for an id that is not ready and for a number of tokens that a card does not
-// take.
+// its peer; `skipped` has the reasons of those whose inputs cannot be made at a number of tokens,
+// where no ids are given. UsageError for an id that is not ready, or that cannot be run so.
 Json run_mixers(const MixerOptions& options, Progress& progress);
 
 }  // namespace heed::bench

@@ -90,7 +90,11 @@ void add_mixers(CLI::App* bench) {
     o->mixers.device = at::Device(o->common.device);
     const auto json = open_json(o->json);
     auto progress = make_progress();
-    deliver(bench::run_mixers(o->mixers, *progress), json.get());
+    const Json file = bench::run_mixers(o->mixers, *progress);
+    deliver(file, json.get());
+    for (const auto& [name, reason] : file.value("skipped", Json::object()).items()) {
+      fmt::print(stderr, "not timed: {}: {}\n", name, reason.get<std::string>());
+    }
   });
 }
 

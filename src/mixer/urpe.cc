@@ -45,7 +45,7 @@ void register_urpe(Registry& registry) {
   m.card.tests.queries = "Tq", m.card.tests.keys = "Tk";
   m.card.tests.heads = {"Hq", "Hk"};
   m.card.tests.sizes = {{"Hq", 4}, {"Hk", 2}, {"D", 9}, {"Dv", 6}, {"P", 200}};
-  m.card.tests.large = {{"D", 64}, {"Dv", 64}, {"P", 1024}};
+  m.card.tests.large = {{"D", 64}, {"Dv", 64}, {"P", 4096}};
   m.core = core;
   registry.add(std::move(m));
 }
