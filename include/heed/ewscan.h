@@ -2,8 +2,9 @@
  * complex), Mamba's selective scan, and the running softmax average of Aaren.
  *
  *   heed_ewscan           h_t = a_t . h_{t-1} + x_t,  a = exp(log_decay), times `turn` if given
- *   heed_selective_scan   h_t = exp(d_t A) h_{t-1} + d_t x_t B_t,  out_t = (h_t C_t + D x_t)
- * silu(z_t) heed_lse_scan         out_t = sum_{j<=t} softmax(score_j + decays after j) v_j
+ *   heed_selective_scan   h_t = exp(d_t A) h_{t-1} + d_t x_t B_t
+ *                         out_t = (h_t C_t + D x_t) silu(z_t)
+ *   heed_lse_scan         out_t = sum_{j<=t} softmax(score_j + decays after j) v_j
  *
  * heed_run (heed/backend.h) says which pass: forward, backward, or a step of one token a sequence.
  * Token tensors (x, B, C, z, v, out) are float32, bfloat16 or float16, all the same; everything
@@ -50,6 +51,9 @@ typedef struct heed_selective_scan_tensors {
 typedef struct heed_selective_scan_options {
   int64_t dt_softplus; /* 1: dt + dt_bias goes through softplus */
 } heed_selective_scan_options;
+
+/* No softplus. A call whose options are NULL has these. */
+void heed_selective_scan_options_init(heed_selective_scan_options* options);
 
 typedef struct heed_lse_scan_tensors {
   heed_view score;     /* [B,T,H] */

@@ -7,13 +7,13 @@
  *   out_i = scale q_i M_i,  M_i = R_i or with a gain M* + gain_i (R_i - M*)
  *
  * heed_run (heed/backend.h) says which pass: forward, backward, or a step of one token a sequence,
- * which updates the initial states in place. A call that is given initial_position may begin and
- * end inside a chunk. Token tensors (q, k, v, out) are float32, bfloat16 or float16, all the same;
- * everything else is float32. Strides are free but for the last dimension, states are contiguous,
- * outputs that are not given are not written. Gradients go where `grads` says: those of outputs
- * come in (absent: zero), the others come out, float32 and contiguous (absent: not wanted); grads
- * is NULL in the other passes. No call throws; each returns a status, and writes what was wrong to
- * run->message. */
+ * which updates the initial states in place (final states are then the same memory, or absent). A
+ * call that is given initial_position may begin and end inside a chunk. Token tensors (q, k, v,
+ * out) are float32, bfloat16 or float16, all the same; everything else is float32. Strides are free
+ * but for the last dimension, states are contiguous, outputs that are not given are not written.
+ * Gradients go where `grads` says: those of outputs come in (absent: zero), the others come out,
+ * float32 and contiguous (absent: not wanted); grads is NULL in the other passes. No call throws;
+ * each returns a status, and writes what was wrong to run->message. */
 #ifndef HEED_LEARN_H_
 #define HEED_LEARN_H_
 
@@ -54,7 +54,7 @@ typedef struct heed_learn_options {
   int64_t bias;      /* 1: the memory has a bias; not with eta */
 } heed_learn_options;
 
-/* scale 1, eps 1e-6, chunk 1, neither norm nor bias. */
+/* scale 1, eps 1e-6, chunk 1, neither norm nor bias. A call whose options are NULL has these. */
 void heed_learn_options_init(heed_learn_options* options);
 
 heed_status heed_learn(const heed_learn_tensors* tensors, const heed_learn_tensors* grads,

@@ -36,7 +36,8 @@ typedef struct heed_pool_options {
   int64_t by_count, clamp; /* 1 or 0 */
 } heed_pool_options;
 
-/* scale 1, a0 1, all else 0: out = q S. Normalised linear attention has a0 = 0, a1 = 1. */
+/* scale 1, a0 1, all else 0: out = q S. Normalised linear attention has a0 = 0, a1 = 1. A call
+ * whose options are NULL has the former. */
 void heed_pool_options_init(heed_pool_options* options);
 
 /* Packs (run->cu_seqlens) need as many keys as queries. */

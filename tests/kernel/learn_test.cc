@@ -198,11 +198,11 @@ TEST(LearnForward, ExtremeGates) {
         if ((i * 7 + gate) % 3 == 0) run.in[gate].set(i, (i + gate) % 2);
       }
     }
-    // A rate of 1 grows; keys are short.
+    // A rate of 1 grows with long keys.
     for (int64_t i = 0; i < run.in[kK].count(); ++i) run.in[kK].set(i, run.in[kK].at(i) * 0.3);
     ASSERT_EQ(learn_reference(run.reference_call(), &message), HEED_OK);
     ASSERT_EQ(run_pass(run.call(), HEED_FORWARD), HEED_OK);
-    EXPECT_LE(relative_error(run.out.values(), run.out64.values()), 4e-6);  // it grows
+    EXPECT_LE(relative_error(run.out.values(), run.out64.values()), 2e-6);
   }
 }
 

@@ -40,10 +40,36 @@ heed_status run_backend(const CallFields& fields, const heed_backend& backend, v
   return status;
 }
 
+// The entry points run on the CPU alone.
+heed_status check_device(const CallFields& fields, const heed_view* views, const char* prefix,
+                         heed_message* message) {
+  for (size_t i = 0; i < fields.tensors.size(); ++i) {
+    if (!given(views[i]) || views[i].device == HEED_CPU) continue;
+    return call_fail(fields, HEED_INVALID_ARGUMENT, message, "%s%s is not on the CPU", prefix,
+                     fields.tensors[i].name);
+  }
+  return HEED_OK;
+}
+
+heed_status check_all(const CallFields& fields, const void* call, const heed_run* run,
+                      CallCheck check, heed_message* message) {
+  if (run->pass < HEED_FORWARD || run->pass > HEED_STEP) {
+    return call_fail(fields, HEED_INVALID_ARGUMENT, message, "pass %d is no heed_pass", run->pass);
+  }
+  heed_status status = check_device(fields, call_views(fields, call), "", message);
+  if (status == HEED_OK) status = check_device(fields, call_grads(fields, call), "grad_", message);
+  CallSizes sizes;
+  if (status == HEED_OK) {
+    status = check_call(fields, call, run->pass, CallDtypes::kKernel, &sizes, message);
+  }
+  if (status == HEED_OK && check != nullptr) status = check(call, run->pass, message);
+  return status;
+}
+
 }  // namespace
 
 heed_status run_call(const CallFields& fields, std::span<const heed_backend> backends, void* call,
-                     const heed_run* run, Asks asks, int64_t* bytes) {
+                     const heed_run* run, Asks asks, int64_t* bytes, CallCheck check) {
   heed_message message = {};
   if (run == nullptr || run->struct_size != sizeof(heed_run)) {
     return finish(run, HEED_INVALID_ARGUMENT, message);
@@ -52,8 +78,7 @@ heed_status run_call(const CallFields& fields, std::span<const heed_backend> bac
   head->cu_seqlens = run->cu_seqlens;
   head->sequences = run->sequences;
   head->saved = run->saved;
-  CallSizes sizes;
-  heed_status status = check_call(fields, call, run->pass, CallDtypes::kKernel, &sizes, &message);
+  heed_status status = check_all(fields, call, run, check, &message);
   if (status != HEED_OK) return finish(run, status, message);
   status = call_fail(fields, HEED_UNSUPPORTED, &message, "no backend takes this call");
   for (const heed_backend& backend : backends) {

@@ -119,7 +119,7 @@ class Checker {
 
   heed_status shape(const char* prefix, const TensorField& field, const heed_view& view) {
     const ShapeText text = shape_of_rank(field.shape, view.rank);
-    bool fits = text.rank() == view.rank;
+    bool fits = text.rank() == view.rank && view.rank > 0;
     int i = 0;
     text.for_each([&](std::string_view name, int64_t literal) {
       const int64_t size = view.sizes[i++];

@@ -206,8 +206,11 @@ struct LearnChunk {
   if (x) {
     store_rows(from, b.ldv, b.s.dk, b.width, x.row(n, h, 0), x.h * dtype_size(x.dtype), x.dtype);
   }
-  if (bias) {
+  if (!bias) return;
+  if (b.s.bias) {
     store_row(from + b.s.dk * b.ldv, b.width, bias.row(n, h, 0), bias.dtype);
+  } else {
+    for (int64_t i = 0; i < b.width; ++i) (&bias.scalar(n, h, 0))[i] = 0;
   }
 }
 

@@ -69,8 +69,10 @@ int64_t learn_forward_task(const LearnProblem& s, int64_t n, int64_t h, float* s
     } else {
       open_chunk(b, x, position == 0, position + length == s.chunk);
     }
-    store_rows(b.o, b.ldv, b.length, b.width, in.out.row(span.b, span.begin + t, h),
-               in.out.t * dtype_size(in.out.dtype), in.out.dtype);
+    if (in.out) {
+      store_rows(b.o, b.ldv, b.length, b.width, in.out.row(span.b, span.begin + t, h),
+                 in.out.t * dtype_size(in.out.dtype), in.out.dtype);
+    }
     position = s.open ? (position + length) % s.chunk : 0;
     t += length;
   }

@@ -34,6 +34,12 @@ const char* wrong_options(const LearnCall& call, int32_t pass) {
     if (!given(x.initial_state)) return "a step needs initial_state";
     if (given(x.eta) && !given(x.initial_momentum)) return "a step with eta needs initial_momentum";
     if (o.bias && !given(x.initial_bias)) return "a step with bias needs initial_bias";
+    const heed_view *initial = &x.initial_state, *final = &x.final_state;
+    for (int i = 0; i < 6; ++i) {  // the lists of both have one order
+      if (given(final[i]) && final[i].data != initial[i].data) {
+        return "a step updates the initial states: the final ones are the same memory, or absent";
+      }
+    }
     // Without a gain a chunk of one token leaves what is running.
     if (!open && (o.chunk > 1 || given(x.gain))) {
       return "a step inside chunks, or with a gain, needs initial_position";

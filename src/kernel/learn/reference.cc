@@ -65,12 +65,15 @@ struct Memory {
       if (bias) (*this)(dk, c) = load_element(bias.data, bias.dtype, n * bias.b + h * bias.t + c);
     }
   }
+  // Without a bias the memory has no row of it.
   void store(const Strided& x, const Strided& bias, int64_t n, int64_t h, int64_t dk) {
     for (int64_t c = 0; c < columns; ++c) {
       for (int64_t r = 0; x && r < dk; ++r) {
         store_element(x.data, x.dtype, n * x.b + h * x.t + r * x.h + c, (*this)(r, c));
       }
-      if (bias) store_element(bias.data, bias.dtype, n * bias.b + h * bias.t + c, (*this)(dk, c));
+      if (!bias) continue;
+      const double value = rows > dk ? (*this)(dk, c) : 0;
+      store_element(bias.data, bias.dtype, n * bias.b + h * bias.t + c, value);
     }
   }
 };

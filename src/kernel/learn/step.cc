@@ -62,7 +62,7 @@ int64_t learn_step_task(const LearnProblem& s, int64_t n, int64_t h, float* scra
     read(b.q, start, start_bias, b.z);
     for (int64_t i = 0; i < v; ++i) b.o[i] = b.z[i] + gain * (b.o[i] - b.z[i]);
   }
-  store_row(b.o, v, s.in.out.row(n, 0, h), s.in.out.dtype);
+  if (s.in.out) store_row(b.o, v, s.in.out.row(n, 0, h), s.in.out.dtype);
   if (!s.open || s.position(n) + 1 < s.chunk) return 0;
   const auto close = [&](float* from, float* now, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {

@@ -137,7 +137,7 @@ int64_t pool_backward_floats(const PoolProblem& s) {
 void pool_backward(const PoolProblem& s, const PoolWorkers& workers,
                    const heed_parallel* parallel) {
   const PoolMemory memory(s, workers.scratch.all(workers.workspace));
-  pool_sums(s, memory, true, workers, parallel);
+  pool_sums(s, memory, true, false, workers, parallel);
   const auto queries = HWY_DYNAMIC_DISPATCH(query_task);
   parallel_for(parallel, s.pairs() * s.query_parts, [&](int64_t i, int32_t worker) {
     const int64_t pair = i / s.query_parts, part = i % s.query_parts;

@@ -33,6 +33,19 @@ HWY_INLINE void add_row(const float* HWY_RESTRICT y, float by, int64_t n, float*
   }
 }
 
+// x = a x + b y + c z; y and z may be nullptr.
+HWY_INLINE void combine_row(float a, float b, const float* HWY_RESTRICT y, float c,
+                            const float* HWY_RESTRICT z, int64_t n, float* HWY_RESTRICT x) {
+  const DF d;
+  const VF by_x = hn::Set(d, a), by_y = hn::Set(d, b), by_z = hn::Set(d, c);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    VF sum = hn::Mul(by_x, hn::LoadU(d, x + i));
+    if (y != nullptr) sum = hn::MulAdd(by_y, hn::LoadU(d, y + i), sum);
+    if (z != nullptr) sum = hn::MulAdd(by_z, hn::LoadU(d, z + i), sum);
+    hn::StoreU(sum, d, x + i);
+  }
+}
+
 // Rows [t, t + rows) of one head as floats, each times its factor if there are any.
 HWY_INLINE void load_tile(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t rows,
                           int64_t n, const float* factors, float* to, int64_t ld) {
@@ -48,9 +61,10 @@ HWY_INLINE void load_factors(const Strided& x, int64_t b, int64_t t, int64_t h, 
 }
 
 // How a row's read and the mean value go into its result, from q.z: out = read x + mean u, with x
-// the plain read q S and u the plain sum of values.
+// the plain read q S and u the plain sum of values. Where both are of values less m, centre m is
+// added: what m's part in all of them comes to.
 struct PoolFactors {
-  double read, mean;
+  double read, mean, centre;
   double read_slope, mean_slope;  // by q.z
 
   PoolFactors(const PoolProblem& s, int64_t keys, double sum) {
@@ -61,6 +75,7 @@ struct PoolFactors {
     const double divisor = o.clamp ? std::max(d, o.eps) : d + o.eps;
     read = c * (s.divides() ? o.a0 + o.a1 / divisor : o.a0);
     mean = (o.b0 + o.b1 * d) / n;
+    centre = (o.a0 + o.b1) * d + (s.divides() ? o.a1 * d / divisor : 0) + o.b0;
     read_slope = s.divides() && !low ? -c * c * o.a1 / (divisor * divisor) : 0;
     mean_slope = o.b1 * c / n;
   }

@@ -2,34 +2,34 @@
 #include "kernel/call/c_api.h"
 
 #include "heed/pool.h"
-#include "kernel/pool/pool.h"
+#include "kernel/pool/problem.h"
+
+using namespace heed::kernel;  // NOLINT(google-build-using-namespace): C functions over one engine
 
 namespace {
 
-using heed::kernel::PoolCall;
-
-heed::kernel::PoolOptions options_of(const heed_pool_options* o) {
-  if (o == nullptr) return {};
-  return {o->scale, o->a0, o->a1, o->b0, o->b1, o->eps, o->by_count, o->clamp};
+std::span<const heed_backend> backends() { return {&kPoolBackend, 1}; }
+heed_status check(const void* call, int32_t pass, heed_message* message) {
+  PoolProblem problem;
+  return check_pool(*static_cast<const PoolCall*>(call), pass, CallDtypes::kKernel, 1, &problem,
+                    message);
 }
+constexpr CEntry<PoolCall> kEntry{kPool, backends, check};
 
 }  // namespace
 
 extern "C" {
 
-void heed_pool_options_init(heed_pool_options* options) { *options = {1, 1, 0, 0, 0, 0, 0, 0}; }
+void heed_pool_options_init(heed_pool_options* options) { kEntry.defaults(options); }
 
 heed_status heed_pool(const heed_pool_tensors* tensors, const heed_pool_tensors* grads,
                       const heed_pool_options* options, const heed_run* run) {
-  return heed::kernel::run_from_c<PoolCall>(heed::kernel::kPool, {&heed::kernel::kPoolBackend, 1},
-                                            tensors, grads, options_of(options), run);
+  return kEntry.run(tensors, grads, options, run);
 }
 
 int64_t heed_pool_workspace(const heed_pool_tensors* tensors, const heed_pool_tensors* grads,
                             const heed_pool_options* options, const heed_run* run) {
-  return heed::kernel::bytes_from_c<PoolCall>(heed::kernel::kPool, {&heed::kernel::kPoolBackend, 1},
-                                              tensors, grads, options_of(options), run,
-                                              heed::kernel::Asks::kWorkspace);
+  return kEntry.workspace(tensors, grads, options, run);
 }
 
 }  // extern "C"

@@ -31,8 +31,25 @@ int64_t pool_scratch(const PoolProblem& s) {
   return arena.used();
 }
 
-// The sums of one part of the keys of one sequence and head.
-void sum_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float* to, float* scratch) {
+// The sum of the values of one part, as sums.u.
+void mean_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float* to,
+               float* scratch) {
+  Arena arena(scratch);
+  const ForwardTiles x(s, arena);
+  const PoolSums sums(s, to);
+  std::fill_n(sums.u, s.ldv(), 0.0f);
+  const auto keys = PoolProblem::part(s.span(n, s.keys), part, s.key_parts);
+  for (int64_t t = 0; t < keys.length; t += kPoolBlock) {
+    const int64_t rows = std::min(kPoolBlock, keys.length - t);
+    load_tile(s.in.v, keys.b, keys.begin + t, j, rows, s.dv, nullptr, x.v, s.ldv());
+    for (int64_t i = 0; i < rows; ++i) add_row(x.v + i * s.ldv(), 1, s.ldv(), sums.u);
+  }
+}
+
+// The sums of one part of the keys of one sequence and head, of values less `centre` if there is
+// one.
+void sum_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, const float* centre,
+              float* to, float* scratch) {
   Arena arena(scratch);
   const ForwardTiles x(s, arena);
   const PoolSums sums(s, to);
@@ -47,6 +64,9 @@ void sum_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float* t
     }
     load_tile(s.in.k, keys.b, first, j, rows, s.dm, factors, x.k, s.ldm());
     load_tile(s.in.v, keys.b, first, j, rows, s.dv, nullptr, x.v, s.ldv());
+    for (int64_t i = 0; centre != nullptr && i < rows; ++i) {
+      add_row(centre, -1, s.ldv(), x.v + i * s.ldv());
+    }
     product(s.dm, s.dv, rows, {x.k, 1, s.ldm()}, x.v, s.ldv(), sums.s, s.ldv(), Init::kAdd);
     for (int64_t i = 0; s.needs_sums() && i < rows; ++i) {
       add_row(x.k + i * s.ldm(), 1, s.ldm(), sums.z);
@@ -65,8 +85,8 @@ void reduce_task(const PoolProblem& s, float* first, int64_t parts, float* trans
   transpose(s.dm, s.dv, first, s.ldv(), transposed, s.ldm());
 }
 
-void read_task(const PoolProblem& s, int64_t n, int64_t h, int64_t part, float* from,
-               float* scratch) {
+void read_task(const PoolProblem& s, int64_t n, int64_t h, int64_t part, const float* centre,
+               float* from, float* scratch) {
   Arena arena(scratch);
   const ForwardTiles x(s, arena);
   const PoolSums sums(s, from);
@@ -82,10 +102,14 @@ void read_task(const PoolProblem& s, int64_t n, int64_t h, int64_t part, float* 
       float* o = x.o + i * s.ldv();
       PoolFactors by = constant;
       if (s.needs_sums()) by = PoolFactors(s, keys, row_dot(x.q + i * s.ldm(), sums.z, s.ldm()));
-      const double scale = keys == 0 ? 0 : x.factors[i];
-      const auto read = static_cast<float>(scale * by.read);
-      for (int64_t e = 0; e < s.dv; ++e) o[e] = keys == 0 ? 0 : read * o[e];
-      if (s.needs_mean()) add_row(sums.u, static_cast<float>(scale * by.mean), s.ldv(), o);
+      if (keys == 0) {
+        std::fill_n(o, s.ldv(), 0.0f);
+        continue;
+      }
+      const double scale = x.factors[i];
+      combine_row(static_cast<float>(scale * by.read), static_cast<float>(scale * by.mean),
+                  s.needs_mean() ? sums.u : nullptr, static_cast<float>(scale * by.centre), centre,
+                  s.ldv(), o);
     }
     store_tile(x.o, s.ldv(), rows, s.dv, s.in.out, queries.b, first, h);
   }
@@ -98,18 +122,43 @@ HWY_AFTER_NAMESPACE();
 namespace heed::kernel {
 
 HWY_EXPORT(pool_scratch);
+HWY_EXPORT(mean_task);
 HWY_EXPORT(sum_task);
 HWY_EXPORT(reduce_task);
 HWY_EXPORT(read_task);
 
 int64_t pool_forward_floats(const PoolProblem& s) { return HWY_DYNAMIC_DISPATCH(pool_scratch)(s); }
 
-void pool_sums(const PoolProblem& s, const PoolMemory& memory, bool transpose,
+namespace {
+
+// The means of the values, into memory.means.
+void pool_means(const PoolProblem& s, const PoolMemory& memory, const PoolWorkers& workers,
+                const heed_parallel* parallel) {
+  const auto add = HWY_DYNAMIC_DISPATCH(mean_task);
+  parallel_for(parallel, s.pairs() * s.key_parts, [&](int64_t i, int32_t worker) {
+    const int64_t pair = i / s.key_parts, part = i % s.key_parts;
+    add(s, pair / s.kv_heads, pair % s.kv_heads, part, memory.keys(pair, part), workers.of(worker));
+  });
+  const int64_t u = s.sums() - s.ldv();  // where a part's sum of values lies
+  for (int64_t pair = 0; pair < s.pairs(); ++pair) {
+    const int64_t keys = s.span(pair / s.kv_heads, s.keys).length;
+    for (int64_t e = 0; e < s.ldv(); ++e) {
+      double sum = 0;
+      for (int64_t i = 0; i < s.key_parts; ++i) sum += memory.keys(pair, i)[u + e];
+      memory.mean(pair)[e] = keys == 0 ? 0 : static_cast<float>(sum / static_cast<double>(keys));
+    }
+  }
+}
+
+}  // namespace
+
+void pool_sums(const PoolProblem& s, const PoolMemory& memory, bool transpose, bool centre,
                const PoolWorkers& workers, const heed_parallel* parallel) {
   const auto sum = HWY_DYNAMIC_DISPATCH(sum_task);
   parallel_for(parallel, s.pairs() * s.key_parts, [&](int64_t i, int32_t worker) {
     const int64_t pair = i / s.key_parts, part = i % s.key_parts;
-    sum(s, pair / s.kv_heads, pair % s.kv_heads, part, memory.keys(pair, part), workers.of(worker));
+    sum(s, pair / s.kv_heads, pair % s.kv_heads, part, centre ? memory.mean(pair) : nullptr,
+        memory.keys(pair, part), workers.of(worker));
   });
   if (s.key_parts == 1 && !transpose) return;
   pool_reduce(s, memory.key_sums, s.key_parts, transpose ? memory.key_transposed : nullptr,
@@ -126,12 +175,16 @@ void pool_reduce(const PoolProblem& s, float* sums, int64_t parts, float* transp
 }
 
 void pool_forward(const PoolProblem& s, const PoolWorkers& workers, const heed_parallel* parallel) {
+  if (!s.in.out) return;
   const PoolMemory memory(s, workers.scratch.all(workers.workspace));
-  pool_sums(s, memory, false, workers, parallel);
+  if (s.centred()) pool_means(s, memory, workers, parallel);
+  pool_sums(s, memory, false, s.centred(), workers, parallel);
   const auto read = HWY_DYNAMIC_DISPATCH(read_task);
   parallel_for(parallel, s.sequences * s.heads * s.query_parts, [&](int64_t i, int32_t worker) {
     const int64_t n = i / s.query_parts / s.heads, h = i / s.query_parts % s.heads;
-    read(s, n, h, i % s.query_parts, memory.keys(n * s.kv_heads + h / s.group), workers.of(worker));
+    const int64_t pair = n * s.kv_heads + h / s.group;
+    read(s, n, h, i % s.query_parts, s.centred() ? memory.mean(pair) : nullptr, memory.keys(pair),
+         workers.of(worker));
   });
 }
 

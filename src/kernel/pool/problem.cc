@@ -7,7 +7,6 @@
 #include "kernel/parallel.h"
 
 namespace heed::kernel {
-namespace {
 
 heed_status check_pool(const PoolCall& call, int32_t pass, CallDtypes dtypes, int32_t threads,
                        PoolProblem* problem, heed_message* message) {
@@ -46,6 +45,8 @@ heed_status check_pool(const PoolCall& call, int32_t pass, CallDtypes dtypes, in
   *problem = p;
   return HEED_OK;
 }
+
+namespace {
 
 Scratch scratch_of(const PoolProblem& s, int32_t pass) {
   if (pass == HEED_BACKWARD) return {PoolMemory::backward_floats(s), pool_backward_floats(s)};

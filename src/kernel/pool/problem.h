@@ -42,6 +42,9 @@ struct PoolProblem {
   bool divides() const { return options.a1 != 0; }
   bool needs_sums() const { return options.a1 != 0 || options.b1 != 0; }  // z
   bool needs_mean() const { return options.b0 != 0 || options.b1 != 0; }
+  // Whether the mean value is taken off the read, most of which it may be: then S is summed over
+  // values less their mean, so that nothing cancels.
+  bool centred() const { return options.b1 != 0; }
 
   // Rows of tiles, in floats, and the sums of one part: S [M, V], z [M], the sum of values [V].
   int64_t ldm() const { return (dm + 15) / 16 * 16; }
@@ -56,21 +59,26 @@ struct PoolProblem {
 struct PoolMemory {
   const PoolProblem& s;
   float *key_sums, *key_transposed;    // [pairs][key_parts][sums], [pairs][transposed]
+  float* means;                        // [pairs][ldv], of values; forward only, where centred
   float *grad_sums, *grad_transposed;  // [pairs][query_parts][sums]: gradients; backward only
 
   PoolMemory(const PoolProblem& problem, float* base)
       : s(problem),
         key_sums(base),
         key_transposed(key_sums + s.pairs() * s.key_parts * s.sums()),
+        means(key_transposed),
         grad_sums(key_transposed + s.pairs() * s.transposed()),
         grad_transposed(grad_sums + s.pairs() * s.query_parts * s.sums()) {}
-  static int64_t forward_floats(const PoolProblem& s) { return s.pairs() * s.key_parts * s.sums(); }
+  static int64_t forward_floats(const PoolProblem& s) {
+    return s.pairs() * (s.key_parts * s.sums() + (s.centred() ? s.ldv() : 0));
+  }
   static int64_t backward_floats(const PoolProblem& s) {
     return s.pairs() * ((s.key_parts + s.query_parts) * s.sums() + 2 * s.transposed());
   }
   float* keys(int64_t pair, int64_t i = 0) const {
     return key_sums + (pair * s.key_parts + i) * s.sums();
   }
+  float* mean(int64_t pair) const { return means + pair * s.ldv(); }
   float* grads(int64_t pair, int64_t i = 0) const {
     return grad_sums + (pair * s.query_parts + i) * s.sums();
   }
@@ -83,11 +91,16 @@ struct PoolWorkers {
   float* of(int32_t worker) const { return scratch.of(workspace, worker); }
 };
 
+// Checks a call and cuts it into tasks for so many threads.
+heed_status check_pool(const PoolCall& call, int32_t pass, CallDtypes dtypes, int32_t threads,
+                       PoolProblem* problem, heed_message* message);
+
 int64_t pool_forward_floats(const PoolProblem& s);   // of one worker
 int64_t pool_backward_floats(const PoolProblem& s);  // of one worker
 
-// The sums of all keys; with `transpose` S also transposed.
-void pool_sums(const PoolProblem& s, const PoolMemory& memory, bool transpose,
+// The sums of all keys; with `transpose` S also transposed, with `centre` those of values less
+// memory.means.
+void pool_sums(const PoolProblem& s, const PoolMemory& memory, bool transpose, bool centre,
                const PoolWorkers& workers, const heed_parallel* parallel);
 // The sums of all parts into those of part 0, and those transposed where asked for.
 void pool_reduce(const PoolProblem& s, float* sums, int64_t parts, float* transposed,
