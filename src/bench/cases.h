@@ -42,6 +42,10 @@ struct Case {
 std::vector<Case> attend_cases(bool quick);
 std::vector<Case> scan_cases(bool quick);
 std::vector<Case> ewscan_cases(bool quick);
+std::vector<Case> attend_variant_cases(bool quick);
+std::vector<Case> pool_cases(bool quick);
+std::vector<Case> learn_cases(bool quick);
+std::vector<Case> mix_cases(bool quick);
 
 // As many sets as pass the caches of today's processors (96 MB together), at least 2, at most 64.
 int64_t sets_of(int64_t bytes);

@@ -91,7 +91,8 @@ std::vector<Case> choose_cases(const KernelOptions& options) {
                      options.filter, e.what());
   }
   std::vector<Case> all = attend_cases(options.quick);
-  for (const auto& more : {scan_cases, ewscan_cases}) {
+  for (const auto& more :
+       {attend_variant_cases, scan_cases, ewscan_cases, pool_cases, learn_cases, mix_cases}) {
     for (Case& c : more(options.quick)) all.push_back(std::move(c));
   }
   std::erase_if(all, [&](const Case& c) {
