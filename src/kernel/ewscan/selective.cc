@@ -81,7 +81,36 @@ void step_sizes(const SelectiveProblem& p, int64_t length, int64_t ld, const flo
   }
 }
 
-// N states of one vector of channels over the tokens of a segment; y gathers what is read.
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x = hi (1 + f p) for x <= 0, with hi a power of two (exact), |f| <= 1/2 and f p rounded once; 0
+// below -126.5. A factor rounded as a whole, applied at every token, would drift.
+struct Decay {
+  VF hi, f, p;
+
+  explicit Decay(VF x) {
+    const DF d;
+    // 1.5 2^23 rounds to an integer, which lands with 127 added in the lowest bits.
+    const VF magic = hn::Set(d, 12582912.0f + 127.0f);
+    // The second argument of Max is the one that lets NaN through on x86.
+    x = hn::Max(hn::Set(d, -127.0f), x);
+    const VF shifted = hn::Add(x, magic);
+    f = hn::Sub(x, hn::Sub(shifted, magic));
+    hi = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(hn::RebindToSigned<DF>(), shifted)));
+    p = hn::Set(d, 1.54679990e-4f);  // (2^f - 1) / f, relative error below 2e-8
+    p = hn::MulAdd(p, f, hn::Set(d, 1.33878621e-3f));
+    p = hn::MulAdd(p, f, hn::Set(d, 9.61803738e-3f));
+    p = hn::MulAdd(p, f, hn::Set(d, 5.55036627e-2f));
+    p = hn::MulAdd(p, f, hn::Set(d, 2.40226507e-1f));
+    p = hn::MulAdd(p, f, hn::Set(d, 6.93147182e-1f));
+  }
+  VF lo() const { return hn::Mul(hi, hn::Mul(f, p)); }  // 2^x = hi + lo
+  // 2^x y + z.
+  VF apply(VF y, VF z) const { return hn::MulAdd(hi, hn::MulAdd(hn::Mul(f, y), p, y), z); }
+};
+
+// N states of one vector of channels over the tokens of a segment; y gathers what is read. A: times
+// log2(e).
 template <int N>
 HWY_INLINE void sweep_states(int64_t length, const float* HWY_RESTRICT dt,
                              const float* HWY_RESTRICT dx, int64_t ld, const float* HWY_RESTRICT A,
@@ -96,9 +125,8 @@ HWY_INLINE void sweep_states(int64_t length, const float* HWY_RESTRICT dt,
     VF sum = hn::LoadU(d, y + t * ld);
     HWY_UNROLL(8)
     for (int n = 0; n < N; ++n) {
-      const TwoFloats a = exp_two(hn::Mul(step, hn::LoadU(d, A + n * ld)));
-      const VF write = hn::Mul(in, hn::Set(d, b[t * row + n]));
-      state[n] = hn::MulAdd(a.hi, state[n], hn::MulAdd(a.lo, state[n], write));
+      const Decay a(hn::Mul(step, hn::LoadU(d, A + n * ld)));
+      state[n] = a.apply(state[n], hn::Mul(in, hn::Set(d, b[t * row + n])));
       sum = hn::MulAdd(state[n], hn::Set(d, c[t * row + n]), sum);
     }
     hn::StoreU(sum, d, y + t * ld);
@@ -135,8 +163,11 @@ void multiply_rows(int64_t count, const float* a, const float* b, float* out) {
 void gate_rows(int64_t count, const float* z, float* y) {
   const DF d;
   for (int64_t i = 0; i < count; i += kLanes) {
-    const VF x = hn::LoadU(d, z + i);
-    hn::StoreU(hn::Mul(hn::LoadU(d, y + i), hn::Mul(x, sigmoid_of(x))), d, y + i);
+    // silu(x) = x / (1 + e) for x >= 0, x e / (1 + e) below, e = exp(-|x|): one division.
+    const VF x = hn::LoadU(d, z + i), one = hn::Set(d, 1.0f);
+    const VF e = exp_of(hn::Neg(hn::Abs(x)));
+    const VF top = hn::Mul(x, hn::IfThenElse(hn::Lt(x, hn::Zero(d)), e, one));
+    hn::StoreU(hn::Div(hn::Mul(hn::LoadU(d, y + i), top), hn::Add(one, e)), d, y + i);
   }
 }
 // y = skip x, row by row.
@@ -162,6 +193,7 @@ int64_t forward_task(const SelectiveProblem& p, int64_t n, ChannelBlock ch, floa
   if (scratch == nullptr) return arena.used();
   const auto& in = p.call.in;
   load_columns(at(in.A, ch.begin), in.A.strides[0] * 4, ch.width, p.states, tile, A, ld);
+  for (int64_t i = 0; i < ks * ld; ++i) A[i] *= kLog2E;
   load_columns(given(in.initial_state) ? at(in.initial_state, n, ch.begin) : nullptr, p.states * 4,
                ch.width, p.states, tile, h, ld);
   load_channel(in.dt_bias, ch.begin, ch.width, ld, bias);
@@ -230,17 +262,17 @@ void states_again(const Back& m, int64_t length) {
   const DF d;
   for (int64_t n = 0; n < m.ks; ++n) {
     VF state = hn::LoadU(d, m.h + n * kVector);
-    const VF rate = hn::LoadU(d, m.A + n * kVector);
+    const VF rate = hn::Mul(hn::LoadU(d, m.A + n * kVector), hn::Set(d, kLog2E));
     float* before = m.before + n * (kSegment + 1) * kVector;
     float *hi = m.hi + n * kSegment * kVector, *lo = m.lo + n * kSegment * kVector;
     for (int64_t t = 0; t < length; ++t) {
       hn::StoreU(state, d, before + t * kVector);
-      const TwoFloats a = exp_two(hn::Mul(hn::LoadU(d, m.dt + t * kVector), rate));
+      const Decay a(hn::Mul(hn::LoadU(d, m.dt + t * kVector), rate));
       hn::StoreU(a.hi, d, hi + t * kVector);
-      hn::StoreU(a.lo, d, lo + t * kVector);
+      hn::StoreU(a.lo(), d, lo + t * kVector);
       const VF in = hn::Mul(hn::LoadU(d, m.dt + t * kVector), hn::LoadU(d, m.x + t * kVector));
       const VF write = hn::Mul(in, hn::Set(d, m.b[t * m.row + n]));
-      state = hn::MulAdd(a.hi, state, hn::MulAdd(a.lo, state, write));
+      state = a.apply(state, write);
       float* y = m.y + t * kVector;
       hn::StoreU(hn::MulAdd(state, hn::Set(d, m.c[t * m.row + n]), hn::LoadU(d, y)), d, y);
     }
