@@ -1,12 +1,16 @@
 // heed generate: text from a model.
+#include <chrono>
 #include <cstdio>
+#include <sstream>
 
 #include "cache/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
 #include "cli/options.h"
 #include "cli/streams.h"
+#include "generate/batch.h"
 #include "generate/generate.h"
+#include "io/machine_memory.h"
 #include "io/text_file.h"
 #include "io/tokenizer/open.h"
 #include "model/hub.h"
@@ -15,17 +19,20 @@ namespace heed::cli {
 namespace {
 
 struct Arguments {
-  std::string model, tokenizer, prompt, file, system, plan, kv_dtype;
+  std::string model, tokenizer, file, lines, system, plan, kv_dtype;
+  std::vector<std::string> prompts;
   bool chat = false, force = false;
-  int64_t context = 0;
+  int64_t context = 0, side_by_side = 8;
   GenerateOptions options;
 };
 
 // What would have no effect is refused.
 void check_together(const CLI::App& command, const Arguments& given) {
-  const bool prompt = command.get_option("--prompt")->count() > 0;
-  if (prompt != given.file.empty()) {
-    throw UsageError("give the prompt with --prompt or with --file");
+  const int ways = (given.prompts.empty() ? 0 : 1) + (given.file.empty() ? 0 : 1) +
+                   (given.lines.empty() ? 0 : 1);
+  if (ways != 1) throw UsageError("give the prompt with one of --prompt, --file and --prompts");
+  if (given.prompts.size() < 2 && given.lines.empty()) {
+    refuse(command, {"--side-by-side"}, "goes with several prompts");
   }
   if (!given.chat) refuse(command, {"--system"}, "goes with --chat");
   if (given.plan.empty()) refuse(command, {"--force"}, "goes with --plan");
@@ -85,6 +92,68 @@ void print_summary(const Generation& result) {
              static_cast<double>(result.kv_bytes) / 1e6);
 }
 
+// The texts to go on from: of every --prompt, of the file, or of each line that is not blank.
+std::vector<std::string> texts_of(const Arguments& given) {
+  if (!given.prompts.empty()) return given.prompts;
+  if (!given.file.empty()) return {read_text_file(given.file)};
+  std::vector<std::string> texts;
+  std::istringstream lines(read_text_file(given.lines));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.ends_with('\r')) line.pop_back();
+    if (line.find_first_not_of(" \t") != std::string::npos) texts.push_back(line);
+  }
+  if (texts.empty()) throw UsageError("{}: holds no prompt; write one a line", given.lines);
+  return texts;
+}
+
+// Several prompts: side by side through the model, printed in their order, each as soon as those
+// before it are there.
+void run_several(const Decoder& model, const Tokenizer& tokenizer,
+                 const std::vector<std::string>& texts, std::vector<Request> requests,
+                 const Arguments& given, bool json) {
+  Batch batch(model, tokenizer, {given.side_by_side, machine_memory() / 2});
+  const at::ScalarType type = requests[0].options.kv_dtype;
+  std::vector<int64_t> ids;
+  for (Request& request : requests) ids.push_back(batch.add(std::move(request)));
+  Json all = Json::array();
+  int64_t tokens = 0;
+  const auto start = std::chrono::steady_clock::now();
+  size_t done = 0;
+  for (bool more = true; more;) {
+    more = batch.step();
+    for (; done < ids.size() && batch.ended(ids[done]); ++done) {
+      const Generation result = batch.take(ids[done]);
+      tokens += static_cast<int64_t>(result.tokens.size());
+      if (json) {
+        all.push_back(to_json(result, type));
+        all.back()["prompt"] = texts[done];
+      } else {
+        print_now(fmt::format("{}>>> {}\n{}\n", done > 0 ? "\n" : "", texts[done], result.text));
+      }
+    }
+  }
+  if (json) {
+    print_now(pretty_json(all));
+  } else {
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+    fmt::print(stderr, "\n{} prompts, {} tokens generated, {:.1f} tokens/s with prompts\n",
+               ids.size(), tokens, rate(tokens, spent.count()));
+  }
+}
+
+void run_one(const Decoder& model, const Tokenizer& tokenizer, const Request& request, bool json) {
+  const Generation result =
+      generate(model, tokenizer, request.prompt, request.options, [&](const std::string& piece) {
+        if (!json) print_now(piece);
+      });
+  if (json) {
+    print_now(pretty_json(to_json(result, request.options.kv_dtype)));
+  } else {
+    print_now("\n");
+    print_summary(result);
+  }
+}
+
 void run(const CLI::App& command, const Arguments& given, const CommonOptions& common) {
   stop_without_reader();
   const auto progress = make_progress();
@@ -92,9 +161,6 @@ void run(const CLI::App& command, const Arguments& given, const CommonOptions& c
   const LoadOptions load = load_options(common, given.context);
   const Decoder model = Decoder::load(path, load);
   const Tokenizer tokenizer = open_tokenizer(given.tokenizer.empty() ? path : given.tokenizer);
-  const std::string text = given.file.empty() ? given.prompt : read_text_file(given.file);
-  const auto ids =
-      given.chat ? chat_ids(tokenizer, path, given.system, text) : prompt_ids(tokenizer, text);
   GenerateOptions options = given.options;
   options.sampling.seed = common.seed;
   options.kv_dtype = kv_dtype(given.kv_dtype, load);
@@ -103,14 +169,18 @@ void run(const CLI::App& command, const Arguments& given, const CommonOptions& c
   if (programs.dense_prefill) {
     refuse(command, {"--chunk"}, "has no effect with a plan that reads the prompt in one pass");
   }
-  const Generation result = generate(model, tokenizer, ids, options, [&](const std::string& piece) {
-    if (!common.json) print_now(piece);
-  });
-  if (common.json) {
-    print_now(pretty_json(to_json(result, options.kv_dtype)));
+  const std::vector<std::string> texts = texts_of(given);
+  std::vector<Request> requests;
+  for (const std::string& text : texts) {
+    requests.push_back(
+        {given.chat ? chat_ids(tokenizer, path, given.system, text) : prompt_ids(tokenizer, text),
+         options,
+         {}});
+  }
+  if (given.lines.empty() && texts.size() == 1) {
+    run_one(model, tokenizer, requests[0], common.json);
   } else {
-    print_now("\n");
-    print_summary(result);
+    run_several(model, tokenizer, texts, std::move(requests), given, common.json);
   }
 }
 
@@ -121,8 +191,19 @@ void add_generate(CLI::App& app) {
   auto common = std::make_shared<CommonOptions>();
   auto given = std::make_shared<Arguments>();
   common->add_model(command, given->model);
-  command->add_option("-p,--prompt", given->prompt, "The text to continue");
+  command
+      ->add_option("-p,--prompt", given->prompts,
+                   "The text to continue; may be repeated: all go through the model side by side")
+      ->type_size(1)
+      ->expected(1)
+      ->take_all();
   common->add_input(command, "-f,--file", given->file, "A text file to continue (plain or .xz)");
+  common->add_input(command, "--prompts", given->lines,
+                    "A text file with a prompt a line; blank lines are left out");
+  command
+      ->add_option("--side-by-side", given->side_by_side, "Of several prompts, how many at a time")
+      ->check(whole(1, 1024))
+      ->capture_default_str();
   command->add_flag("--chat", given->chat, "Put the prompt into the model's chat template");
   command->add_option("--system", given->system, "The system message, with --chat");
   command->add_option("-n,--tokens", given->options.max_tokens, "Tokens to generate at most")
@@ -167,7 +248,8 @@ void add_generate(CLI::App& app) {
   common->add_seed(command);
   add_examples(command, {R"(heed generate smollm2 --chat -p "What is the capital of France?")",
                          R"(heed generate smollm2 --plan plan.json -p "Once upon a time")",
-                         "heed generate smollm2 --file - < story.txt"});
+                         "heed generate smollm2 --file - < story.txt",
+                         "heed generate smollm2 --prompts questions.txt --json"});
   command->callback([command, common, given] {
     check_together(*command, *given);
     common->apply();

@@ -232,6 +232,17 @@ std::vector<Entry> generating() {
        "head -c 300 $SOURCE/tests/data/books.txt > story.txt; ",
        generated,
        kNetwork},
+      {"heed generate smollm2 --prompts questions.txt --json",
+       {smollm2},
+       " -n 4",
+       "printf 'Who?\\n\\nThe sea\\n' > questions.txt; ",
+       [](const Ran& r) {
+         const Json all = parse_json(r.out, "texts");
+         ASSERT_EQ(all.size(), 2u);
+         EXPECT_EQ(all[1].at("prompt"), "The sea");
+         EXPECT_EQ(all[1].at("tokens").size(), 4u);
+       },
+       kNetwork},
       {"heed models", {}, "", "", says("builtin"), ""},
       {"heed info MODEL", {model}, "", "", says("plan hash"), ""},
       {"heed info smollm2 --json",

@@ -184,8 +184,9 @@ TEST_F(Streams, OptionsThatHaveNoEffectAreRefused) {
     const char *line, *says;
   } cases[] = {
       {"generate $M -p X --system 'Be kind'", "--system: goes with --chat"},
-      {"generate $M -p X -f run.toml", "--prompt or with --file"},
-      {"generate $M", "--prompt or with --file"},
+      {"generate $M -p X -f run.toml", "one of --prompt, --file and --prompts"},
+      {"generate $M", "one of --prompt, --file and --prompts"},
+      {"generate $M -p X --side-by-side 2", "--side-by-side: goes with several prompts"},
       {"generate $M -p X --force", "--force: goes with --plan"},
       {"generate $M -p X --top-k 5", "--top-k: has no effect at temperature 0"},
       {"generate $M -p X --top-p 0.5", "--top-p: has no effect at temperature 0"},
