@@ -66,6 +66,31 @@ struct OwnRows {
   }
 };
 
+// The larger of two tables' P, or 0.
+int64_t reach_of(const AttendRule& rule) {
+  const at::Tensor& table = rule.relative_bias.defined() ? rule.relative_bias : rule.relative_scale;
+  return table.defined() ? (table.size(1) + 1) / 2 : 0;
+}
+
+void check_reach(const AttendRule& rule, int64_t tokens) {
+  const int64_t reach = reach_of(rule);
+  if (reach > 0 && tokens > reach) {
+    throw UsageError("a table by distance reaches {} tokens, the sequence has {}", reach, tokens);
+  }
+}
+
+void set_tables(kernel::AttendJob& job, const AttendRule& rule, int64_t head, int64_t tokens) {
+  job.reach = reach_of(rule);
+  if (job.reach == 0) return;
+  check_reach(rule, tokens);
+  job.relative_stride = 2 * job.reach - 1;
+  const auto row = [&](const at::Tensor& table) {
+    return table.defined() ? table.const_data_ptr<float>() + head * job.relative_stride : nullptr;
+  };
+  job.relative_bias = row(rule.relative_bias);
+  job.relative_scale = row(rule.relative_scale);
+}
+
 kernel::AttendTable table_of(const Workspace& work, const at::Tensor& q, const OwnRows& own,
                              at::ScalarType cache_type, const AttendRule& rule) {
   kernel::AttendTable table;
@@ -127,6 +152,7 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
       job.segment_count = static_cast<int32_t>(work.segments.size() - work.first.back());
       job.sigmoid_bias = static_cast<float>(rule.sigmoid_bias);
       if (rule.slopes.defined()) job.slopes = rule.slopes.const_data_ptr<float>() + h * group;
+      set_tables(job, rule, h * group, past + queries);
       if (!sees_all) {
         job.window = program.window;
         job.sinks = program.sinks;
@@ -152,6 +178,17 @@ at::Tensor queries_of(const Group& g, const at::Tensor& q, int64_t kv_heads) {
   return heads_of(g, q.unflatten(1, {kv_heads, q.size(1) / kv_heads}));
 }
 
+// Entries of a table by distance for the heads of a group, [n, group, Tq, keys].
+at::Tensor by_distance(const at::Tensor& table, const Group& g, const at::Tensor& x,
+                       const at::Tensor& p, const at::Tensor& j) {
+  at::Tensor rows = table.to(x.device(), x.scalar_type()).view({-1, x.size(1), table.size(1)});
+  if (g.index.defined()) rows = rows.index_select(0, g.index);
+  const int64_t reach = (table.size(1) + 1) / 2;
+  const at::Tensor entry = j.unsqueeze(0).sub(p.unsqueeze(1)).add(reach - 1).to(at::kLong);
+  return rows.index_select(2, entry.clamp(0, table.size(1) - 1).flatten())
+      .view({rows.size(0), x.size(1), p.size(0), j.size(0)});
+}
+
 // The weights of logits x [n, group, Tq, keys] (scaled): bias [n, keys, width] is added, keys that
 // are not visible [Tq, keys] get none. ALiBi's distances need the positions, float [Tq] and [keys].
 at::Tensor weigh(at::Tensor x, const Group& g, const AttendRule& rule, const at::Tensor& bias,
@@ -165,18 +202,20 @@ at::Tensor weigh(at::Tensor x, const Group& g, const AttendRule& rule, const at:
     const at::Tensor distance = (p.unsqueeze(1) - j.unsqueeze(0)).abs();
     x = x - slopes.unsqueeze(-1).unsqueeze(-1) * distance;
   }
+  if (rule.relative_bias.defined()) x = x + by_distance(rule.relative_bias, g, x, p, j);
   if (bias.defined()) x = x + bias.transpose(1, 2).unsqueeze(2).to(x.scalar_type());
   if (rule.weight == kernel::Weight::kSigmoid) {
     const at::Tensor w = at::sigmoid(x + rule.sigmoid_bias);
     return visible.defined() ? w * visible : w;
   }
   if (visible.defined()) x = x.masked_fill(visible.logical_not(), -INFINITY);
-  return at::softmax(x, -1);
+  const at::Tensor w = at::softmax(x, -1);
+  return rule.relative_scale.defined() ? w * by_distance(rule.relative_scale, g, x, p, j) : w;
 }
 
 bool plain(const AttendRule& rule, const at::Tensor& bias) {
   return rule.weight == kernel::Weight::kSoftmax && rule.soft_cap == 0 && !rule.slopes.defined() &&
-         !bias.defined();
+         reach_of(rule) == 0 && !bias.defined();
 }
 
 // Positions of the rows of runs, in their order.
@@ -192,7 +231,7 @@ at::Tensor positions_of(const std::vector<Rows::Run>& runs, const at::TensorOpti
 at::Tensor attend_kept(const at::Tensor& q, const Group& g, const Rows& state,
                        const AttendRule& rule, bool biased) {
   const auto wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  if (biased || rule.slopes.defined()) {  // needs each row's position
+  if (biased || rule.slopes.defined() || reach_of(rule) > 0) {  // needs each row's position
     std::vector<at::Tensor> ks, vs, bs;
     const auto runs = state.runs(g);
     for (const Rows::Run& run : runs) {
@@ -289,6 +328,7 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
     const int64_t past = state ? state->length() : 0;
     const bool sees_all = state && state->sees_all(queries);
     const bool step = state && queries == 1;  // its ring then holds exactly what it sees
+    check_reach(rule, past + queries);
     if (step) given.append_to(*state, begin, 1);
     const auto cache_type = state ? state->part().dtype : k.scalar_type();
     const auto own = [&](const Group& g, const at::Tensor& x) {  // as the cache will hold it

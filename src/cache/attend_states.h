@@ -20,6 +20,9 @@ struct AttendRule {
   double soft_cap = 0;      // 0: off
   double sigmoid_bias = 0;  // sigmoid only
   at::Tensor slopes;        // ALiBi: float32 [Hq] on the CPU, contiguous; undefined: none
+  // Tables by distance: float32 [Hq, 2P-1], contiguous, on the device of q; relative_scale goes
+  // with the weight urpe. Undefined: none. Throws UsageError where a position reaches P.
+  at::Tensor relative_bias, relative_scale;
 };
 
 // q [N, Hq, D], k [N, Hk, D], v [N, Hk, Dv] (N tokens of all sequences; strided views are fine, the

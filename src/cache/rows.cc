@@ -91,6 +91,7 @@ int64_t window_capacity(const HeadProgram& p, int64_t held) {
 // sizes
 
 int64_t RowsPart::formula_bytes(int64_t tokens) const {
+  tokens /= every;
   int64_t rows = 0, extra = 0;
   for (const HeadProgram& p : programs) rows += p.kept(tokens);
   for (const Column& column : columns) extra += 4 * column.width;
@@ -98,6 +99,7 @@ int64_t RowsPart::formula_bytes(int64_t tokens) const {
 }
 
 int64_t Rows::allocated(const RowsPart& part, int64_t tokens) {
+  tokens /= part.every;
   const auto element = static_cast<int64_t>(c10::elementSize(part.dtype));
   int64_t row = part.width() * element, total = 0;
   for (const Column& column : part.columns) row += 4 * column.width;
@@ -328,6 +330,24 @@ void Rows::append_pages(Group& group, const Source& from, int64_t length) const 
           segment(block, static_cast<int64_t>(h), 0, slot + n, static_cast<int64_t>(page) * kPage);
     }
     row += n;
+  }
+}
+
+void Rows::add_to_column(size_t column, const at::Tensor& delta) {
+  for (Group& group : groups_) {
+    const at::Tensor own_delta =
+        (group.index.defined() ? delta.index_select(0, group.index) : delta).unsqueeze(1);
+    for (size_t page = 0; page < group.blocks.size(); ++page) {
+      own(group.blocks[page], group);
+      Block& block = *group.blocks[page];
+      block.columns[column].add_(own_delta);
+      if (!paged(group)) continue;
+      for (size_t h = 0; h < group.segments.size(); ++h) {
+        if (page >= group.segments[h].size()) continue;
+        kernel::Segment& kept = group.segments[h][page];
+        kept = segment(block, static_cast<int64_t>(h), 0, kept.length, kept.position);
+      }
+    }
   }
 }
 

@@ -45,6 +45,10 @@ class Rows {
   // width].
   void append(const at::Tensor& k, const at::Tensor& v, std::span<const at::Tensor> columns = {});
 
+  // Adds delta [Hk, width] to a column of every row (a sum that begins anew). Pages that forks
+  // share are copied.
+  void add_to_column(size_t column, const at::Tensor& delta);
+
   // The mean of what a head dropped, k and v [1, D] in float32, and what is added to its logit.
   // Undefined tensors where there is none.
   struct Stand {

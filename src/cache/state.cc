@@ -144,8 +144,9 @@ void State::check_truncate(int64_t length) const {
   for (const Part& part : parts_) {
     if (const auto* rows = std::get_if<Rows>(&part)) {
       // A part with rows of its own count (compressed ones) can only be emptied.
-      if (rows->length() == length_ || length == 0) {
-        rows->check_truncate(std::min(length, rows->length()));
+      const int64_t every = rows->part().every;
+      if (rows->length() == length_ / every || length == 0) {
+        rows->check_truncate(std::min(length / every, rows->length()));
         continue;
       }
     } else if (length == 0 || std::holds_alternative<Growing>(part)) {
@@ -161,7 +162,9 @@ void State::truncate(int64_t length) {
   check_truncate(length);
   if (length == length_) return;
   for (Part& part : parts_) {
-    std::visit(Overload{[&](Rows& rows) { rows.truncate(std::min(length, rows.length())); },
+    std::visit(Overload{[&](Rows& rows) {
+                          rows.truncate(std::min(length / rows.part().every, rows.length()));
+                        },
                         [](at::Tensor& t) { t.zero_(); }, [&](Growing& g) { g.rows = length; }},
                part);
   }

@@ -27,6 +27,7 @@ struct RowsPart {
   std::string name;  // empty: the layer's only rows; else part of the names in saved states
   int64_t k_dim = 0, v_dim = 0;
   bool v_in_k = false;  // a value is the first v_dim numbers of its key, and is not kept twice
+  int64_t every = 1;    // tokens for which one row stands; an incomplete group of them has none
   std::vector<Column> columns;
   std::vector<HeadProgram> programs;  // one a KV head
   bool dense_prefill = false;  // a first pass of several tokens sees everything; windows hold later
