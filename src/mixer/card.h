@@ -167,6 +167,13 @@ struct Bound {
   std::string reason;
 };
 
+// How the suites make and call a mechanism's layer.
+struct LayerTest {
+  std::string options;        // a JSON object; empty: the layer's defaults
+  std::string smooth;         // the same without choices that jump (top-k); empty: as options
+  std::vector<int64_t> grid;  // Call::grid; its cells are the only number of tokens that is taken
+};
+
 // How the property suites test a mechanism. What is empty has a sensible default.
 struct TestCard {
   std::string batch = "B";  // names of the dimensions with these roles; "" if there is none
@@ -182,6 +189,7 @@ struct TestCard {
   std::vector<int64_t> lengths = {0, 1, 2, 37, 131};  // tokens; tries that fix them: only those
   std::vector<int64_t> cuts = {0, 1, 16, 40, 41};     // where prefill may be cut, of 41 tokens
   Bound bound;
+  LayerTest layer;
 };
 
 struct Card {

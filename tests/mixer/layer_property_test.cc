@@ -16,27 +16,62 @@ constexpr int64_t kHidden = 48;
 // Projections in float32 around the engine's bound.
 constexpr double kBound = 5e-6;
 
-LayerConfig config() {
+LayerConfig config(const Mechanism& m, bool smooth = false) {
   LayerConfig c;
   c.hidden = kHidden;
   c.heads = 3;
+  const LayerTest& test = m.card.tests.layer;
+  const std::string& options = smooth && !test.smooth.empty() ? test.smooth : test.options;
+  if (!options.empty()) c.options = Json::parse(options);
   return c;
 }
 
+bool causal(const Layer& layer) { return layer.takes(Pattern::kCausalSelf); }
+
+// The layer's first pattern, over the grid that its card names.
+Call call_of(const Mechanism& m, const Layer& layer, Pattern pattern) {
+  Call call;
+  call.pattern = pattern;
+  if (pattern == Pattern::kCausalSelf) return call;
+  const std::vector<int64_t>& grid = m.card.tests.layer.grid;
+  call.grid.rank = static_cast<int>(grid.size());
+  std::copy(grid.begin(), grid.end(), call.grid.size);
+  return call;
+}
+Pattern pattern_of(const Layer& layer) {
+  return causal(layer) ? Pattern::kCausalSelf : Pattern::kNoncausalSelf;
+}
+
+// `tokens`, or the only number that the layer takes.
+int64_t tokens_of(const Mechanism& m, const Layer& layer, int64_t tokens) {
+  const std::vector<int64_t>& grid = m.card.tests.layer.grid;
+  if (causal(layer) || grid.empty()) return tokens;
+  int64_t cells = 1;
+  for (const int64_t axis : grid) cells *= axis;
+  return cells;
+}
+
 template <typename F>
-void for_all_layers(F&& f) {
+void for_all_layers(F&& f, bool smooth = false) {
   int layers = 0;
   for (const Mechanism& m : registry().all()) {
     if (!m.layer) continue;
     ++layers;
     SCOPED_TRACE(m.card.id);
     at::manual_seed(3);
-    const std::unique_ptr<Layer> layer = make_layer(m.card.id, config());
+    const std::unique_ptr<Layer> layer = make_layer(m.card.id, config(m, smooth));
     // Zero-initialised parameters would hide what they do.
     for (auto& [name, t] : layer->parameters()) t.add_(at::randn(t.sizes()).mul(0.05));
     f(m, *layer);
   }
   EXPECT_GE(layers, 7);
+}
+
+template <typename F>
+void for_causal_layers(F&& f) {
+  for_all_layers([&](const Mechanism& m, Layer& layer) {
+    if (causal(layer)) f(m, layer);
+  });
 }
 
 at::Tensor forward(Layer& layer, const at::Tensor& x, std::vector<State*> states = {}) {
@@ -46,7 +81,7 @@ at::Tensor forward(Layer& layer, const at::Tensor& x, std::vector<State*> states
 }
 
 TEST(LayerProperties, AnySplitEqualsOnePass) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
+  for_causal_layers([](const Mechanism&, Layer& layer) {
     const at::Tensor x = at::randn({1, 45, kHidden});
     const at::Tensor whole = forward(layer, x);
     EXPECT_EQ(whole.sizes(), x.sizes());
@@ -66,7 +101,7 @@ TEST(LayerProperties, AnySplitEqualsOnePass) {
 }
 
 TEST(LayerProperties, BatchesOfStates) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
+  for_causal_layers([](const Mechanism&, Layer& layer) {
     const at::Tensor x = at::randn({3, 12, kHidden});
     std::vector<std::unique_ptr<State>> owned;
     std::vector<State*> states;
@@ -87,7 +122,7 @@ TEST(LayerProperties, BatchesOfStates) {
 }
 
 TEST(LayerProperties, PacksEqualSeparateSequences) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
+  for_causal_layers([](const Mechanism&, Layer& layer) {
     const std::vector<int64_t> offset = {0, 9, 9, 10, 31};
     const at::Tensor x = at::randn({1, 31, kHidden});
     for (const bool with_states : {false, true}) {
@@ -111,7 +146,7 @@ TEST(LayerProperties, PacksEqualSeparateSequences) {
 }
 
 TEST(LayerProperties, Causality) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
+  for_causal_layers([](const Mechanism&, Layer& layer) {
     const at::Tensor x = at::randn({2, 30, kHidden});
     const at::Tensor changed = at::cat({x.slice(1, 0, 14), at::randn({2, 16, kHidden})}, 1);
     EXPECT_LE(
@@ -120,8 +155,17 @@ TEST(LayerProperties, Causality) {
   });
 }
 
+// Whether rows are dropped before the 20th token.
+bool windows(const StateSpec& spec) {
+  return std::any_of(spec.parts.begin(), spec.parts.end(), [](const StatePart& part) {
+    const auto* rows = std::get_if<RowsPart>(&part);
+    return rows && std::any_of(rows->programs.begin(), rows->programs.end(),
+                               [](const HeadProgram& p) { return p.held(20) < 20; });
+  });
+}
+
 TEST(LayerProperties, StatesForkSaveLoadAndTellTheirSize) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
+  for_causal_layers([](const Mechanism&, Layer& layer) {
     const at::Tensor x = at::randn({1, 20, kHidden}), y = at::randn({1, 3, kHidden});
     const auto state = layer.make_state();
     EXPECT_EQ(state->bytes(), layer.state_bytes(0));
@@ -141,7 +185,7 @@ TEST(LayerProperties, StatesForkSaveLoadAndTellTheirSize) {
     saved.erase(saved.begin());
     EXPECT_THROW(loaded->load(saved, "layer."), Error);
 
-    if (layer.state().can_truncate()) {
+    if (layer.state().can_truncate() && !windows(layer.state())) {
       const auto shorter = state->fork();
       shorter->truncate(5);
       EXPECT_LE(relative_error(forward(layer, x.slice(1, 5), {shorter.get()}),
@@ -156,19 +200,51 @@ TEST(LayerProperties, StatesForkSaveLoadAndTellTheirSize) {
   });
 }
 
+TEST(LayerProperties, NoncausalBatchesAndPacksAreSeparateSequences) {
+  for_all_layers([](const Mechanism& m, Layer& layer) {
+    if (!layer.takes(Pattern::kNoncausalSelf)) return;
+    Call call = call_of(m, layer, Pattern::kNoncausalSelf);
+    const int64_t t = m.card.tests.layer.grid.empty() ? 23 : tokens_of(m, layer, 23);
+    const at::Tensor x = at::randn({3, t, kHidden});
+    const at::Tensor all = layer.forward(x, call);
+    EXPECT_EQ(all.sizes(), x.sizes());
+    for (int64_t b = 0; b < 3; ++b) {
+      const at::Tensor own = layer.forward(x.slice(0, b, b + 1), call);
+      EXPECT_LE(relative_error(all.slice(0, b, b + 1), own), kBound);
+    }
+    Call pack = call;
+    pack.cu_seqlens = at::arange(4).mul(t);
+    EXPECT_LE(relative_error(layer.forward(x.view({1, 3 * t, kHidden}), pack).view(x.sizes()), all),
+              kBound);
+    // The first token sees the last: else the pattern is not noncausal, or the window is narrow.
+    if (m.card.tests.layer.grid.empty()) {
+      at::Tensor changed = x.clone();
+      changed.select(1, 2).add_(1.0);
+      EXPECT_GT(relative_error(layer.forward(changed, call).select(1, 0), all.select(1, 0)), 1e-6);
+    }
+    const auto state = layer.make_state();
+    call.states = {state.get(), state.get(), state.get()};
+    EXPECT_THROW(layer.forward(x, call), UsageError);
+  });
+}
+
 TEST(LayerProperties, GradientsReachEveryParameterAndMatchFiniteDifferences) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
-    const at::Tensor x = at::randn({2, 24, kHidden}), weight = at::randn({2, 24, kHidden});
+  const auto check = [](const Mechanism& m, Layer& layer) {
+    const int64_t t = tokens_of(m, layer, 24);
+    const at::Tensor x = at::randn({2, t, kHidden}), weight = at::randn({2, t, kHidden});
+    const auto loss = [&] {
+      Call call = call_of(m, layer, pattern_of(layer));
+      return layer.forward(x, call).mul(weight).sum(at::kDouble);
+    };
     std::vector<at::Tensor> leaves;
     std::vector<std::string> names;
-    for (auto& [name, t] : layer.parameters()) {
-      t.requires_grad_();
-      leaves.push_back(t);
+    for (auto& [name, p] : layer.parameters()) {
+      p.requires_grad_();
+      leaves.push_back(p);
       names.push_back(name);
     }
     const at::AutoGradMode mode(true);
-    const at::Tensor loss = forward(layer, x).mul(weight).sum();
-    const auto grads = torch::autograd::grad({loss}, leaves, {}, std::nullopt, false, true);
+    const auto grads = torch::autograd::grad({loss()}, leaves, {}, std::nullopt, false, true);
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < leaves.size(); ++i) {
       ASSERT_TRUE(grads[i].defined()) << names[i];
@@ -179,37 +255,45 @@ TEST(LayerProperties, GradientsReachEveryParameterAndMatchFiniteDifferences) {
       const double step = 1e-2 * (leaves[i].norm().item<double>() + 0.1) /
                           std::sqrt(static_cast<double>(leaves[i].numel()));
       leaves[i].add_(direction, step);
-      const double plus = forward(layer, x).mul(weight).sum(at::kDouble).item<double>();
+      const double plus = loss().item<double>();
       leaves[i].sub_(direction, 2 * step);
-      const double minus = forward(layer, x).mul(weight).sum(at::kDouble).item<double>();
+      const double minus = loss().item<double>();
       leaves[i].add_(direction, step);
       const double exact = grads[i].norm().item<double>();
       EXPECT_NEAR((plus - minus) / (2 * step), exact, 0.03 * exact + 1e-3) << names[i];
     }
-  });
+  };
+  for_all_layers(check, true);
 }
 
 TEST(LayerProperties, Bfloat16) {
-  for_all_layers([](const Mechanism&, Layer& layer) {
-    const at::Tensor x = at::randn({2, 40, kHidden}).to(at::kBFloat16);
-    for (auto& [name, t] : layer.parameters()) t = t.to(at::kBFloat16).to(at::kFloat);
-    const at::Tensor reference = forward(layer, x.to(at::kFloat));
-    for (auto& [name, t] : layer.parameters()) t = t.to(at::kBFloat16);
-    const at::Tensor y = forward(layer, x);
-    EXPECT_EQ(y.scalar_type(), at::kBFloat16);
-    // Every projection, norm and gate rounds to bfloat16.
-    EXPECT_LE(relative_error(y, reference), 3e-2);
-    const auto state = layer.make_state();
-    const at::Tensor first = forward(layer, x.slice(0, 0, 1).slice(1, 0, 30), {state.get()});
-    const at::Tensor rest = forward(layer, x.slice(0, 0, 1).slice(1, 30), {state.get()});
-    EXPECT_LE(relative_error(at::cat({first, rest}, 1), reference.slice(0, 0, 1)), 3e-2);
-  });
+  for_all_layers(
+      [](const Mechanism& m, Layer& layer) {
+        const at::Tensor x = at::randn({2, tokens_of(m, layer, 40), kHidden}).to(at::kBFloat16);
+        const auto run = [&](const at::Tensor& in) {
+          Call call = call_of(m, layer, pattern_of(layer));
+          return layer.forward(in, call);
+        };
+        for (auto& [name, t] : layer.parameters()) t = t.to(at::kBFloat16).to(at::kFloat);
+        const at::Tensor reference = run(x.to(at::kFloat));
+        for (auto& [name, t] : layer.parameters()) t = t.to(at::kBFloat16);
+        const at::Tensor y = run(x);
+        EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+        // Every projection, norm and gate rounds to bfloat16.
+        EXPECT_LE(relative_error(y, reference), 3e-2);
+        if (!causal(layer)) return;
+        const auto state = layer.make_state();
+        const at::Tensor first = forward(layer, x.slice(0, 0, 1).slice(1, 0, 30), {state.get()});
+        const at::Tensor rest = forward(layer, x.slice(0, 0, 1).slice(1, 30), {state.get()});
+        EXPECT_LE(relative_error(at::cat({first, rest}, 1), reference.slice(0, 0, 1)), 3e-2);
+      },
+      true);  // a choice may fall otherwise once its scores are rounded
 }
 
 TEST(LayerProperties, ShapesOnlyTakesNoMemory) {
   for_all_layers([](const Mechanism& m, Layer& layer) {
     const ShapesOnly shapes_only;
-    const auto bare = make_layer(m.card.id, config());
+    const auto bare = make_layer(m.card.id, config(m));
     ASSERT_EQ(bare->parameters().size(), layer.parameters().size());
     for (const auto& [name, t] : bare->parameters()) {
       EXPECT_TRUE(t.is_meta()) << name;
@@ -220,9 +304,9 @@ TEST(LayerProperties, ShapesOnlyTakesNoMemory) {
   EXPECT_FALSE(ShapesOnly::on());
 }
 
-TEST(LayerProperties, OptionsAreChecked) {
+TEST(LayerProperties, OptionsAndPatternsAreChecked) {
   for_all_layers([](const Mechanism& m, Layer& layer) {
-    LayerConfig wrong = config();
+    LayerConfig wrong = config(m);
     wrong.options["colour"] = "red";
     try {
       make_layer(m.card.id, wrong);
@@ -230,11 +314,17 @@ TEST(LayerProperties, OptionsAreChecked) {
     } catch (const UsageError& e) {
       EXPECT_NE(std::string(e.what()).find("colour"), std::string::npos);
     }
-    Call call;
-    call.pattern = Pattern::kNoncausalSelf;
-    if (!layer.takes(Pattern::kNoncausalSelf)) {
-      EXPECT_THROW(layer.forward(at::randn({1, 3, kHidden}), call), UsageError);
+    bool takes_any = false;
+    for (const Pattern pattern : {Pattern::kCausalSelf, Pattern::kNoncausalSelf,
+                                  Pattern::kCausalCross, Pattern::kNoncausalCross}) {
+      takes_any |= layer.takes(pattern);
+      if (layer.takes(pattern)) continue;
+      Call call = call_of(m, layer, pattern);
+      call.context = at::randn({1, 4, kHidden});
+      EXPECT_THROW(layer.forward(at::randn({1, tokens_of(m, layer, 3), kHidden}), call), UsageError)
+          << static_cast<int>(pattern);
     }
+    EXPECT_TRUE(takes_any);
     EXPECT_GT(layer.flops(10), 0);
     EXPECT_EQ(layer.traits().linear_time, m.traits.linear_time);
   });

@@ -16,17 +16,17 @@ namespace heed::mixer {
 
 using at::Tensor;
 
+bool is_causal(Pattern pattern) {
+  return pattern == Pattern::kCausalSelf || pattern == Pattern::kCausalCross;
+}
+bool is_cross(Pattern pattern) {
+  return pattern == Pattern::kCausalCross || pattern == Pattern::kNoncausalCross;
+}
+
 namespace {
 
-bool causal(const Call& call) {
-  return call.pattern == Pattern::kCausalSelf || call.pattern == Pattern::kCausalCross;
-}
-bool cross(const Call& call) {
-  return call.pattern == Pattern::kCausalCross || call.pattern == Pattern::kNoncausalCross;
-}
-
 // Rows as [B, T, ...]; T may be a context's.
-Tensor by_sequence(const Tensor& rows, const Layout& layout) {
+Tensor shaped(const Tensor& rows, const Layout& layout) {
   return rows.unflatten(0, {layout.batch, rows.size(0) / std::max<int64_t>(layout.batch, 1)});
 }
 
@@ -56,24 +56,25 @@ Layout layout_of(const Tensor& x, const Call& call) {
 
 }  // namespace
 
-AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config)
+AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config, unsigned own)
     : Layer(Params::Order::kAsMade),
       options_(id, config),
-      id_(id),
-      index_(config.layer),
-      hidden_(config.hidden),
       eps_(config.norm_eps),
-      rope_(config.rope) {
+      rope_(own & kRotation ? nullptr : config.rope),
+      id_(id),
+      own_(own),
+      index_(config.layer),
+      hidden_(config.hidden) {
   view_.heads = options_.heads();
-  view_.kv_heads = options_.integer("kv_heads", config.kv_heads > 0 && config.heads == view_.heads
-                                                    ? config.kv_heads
-                                                    : view_.heads);
+  const bool grouped = config.kv_heads > 0 && config.heads == view_.heads && !(own & kAllHeads);
+  view_.kv_heads = options_.integer("kv_heads", grouped ? config.kv_heads : view_.heads);
   view_.head_dim = view_.value_dim = options_.head_dim();
-  view_.window = options_.integer("window", config.window, 0);
-  if (view_.heads % view_.kv_heads != 0) {
-    throw UsageError("mixer {}: {} heads are no multiple of {} key/value heads", id, view_.heads,
-                     view_.kv_heads);
+  if (!(own & kWindow)) view_.window = options_.integer("window", config.window, 0);
+  if (view_.heads % view_.kv_heads != 0 || (own & kAllHeads && view_.heads != view_.kv_heads)) {
+    throw UsageError("mixer {}: {} heads {} {} key/value heads", id, view_.heads,
+                     own & kAllHeads ? "need as many, not" : "are no multiple of", view_.kv_heads);
   }
+  if (own & kProjections) return;
   if (options_.has("rope_theta")) {
     RopeConfig rope;
     rope.base = options_.number("rope_theta", 0);
@@ -85,9 +86,12 @@ AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config)
                                 rope_frequencies(rope, view_.head_dim, kContext, 0), kContext)
                           : nullptr;
   }
-  const bool normed = options_.flag("qk_norm", config.qk_norm);
-  own_.assign(view_.kv_heads, HeadProgram{view_.window, 0});
+  set_window(view_.window);
+  make_projections(config);
+}
 
+void AttentionLayer::make_projections(const LayerConfig& config) {
+  const bool normed = options_.flag("qk_norm", config.qk_norm);
   const int64_t d = view_.head_dim, q_size = view_.heads * d, kv_size = view_.kv_heads * d;
   const at::TensorOptions tensors = config.drawn ? init_options() : config.tensors;
   const auto vector = [&](int64_t n, double value) {
@@ -107,14 +111,33 @@ AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config)
   part(q_, q_bias_, "q_proj", 0, q_size);
   part(k_, k_bias_, "k_proj", q_size, kv_size);
   part(v_, v_bias_, "v_proj", q_size + kv_size, kv_size);
-  params_.matrix(
-      o_, "o_proj.weight",
-      config.drawn ? init_projection(hidden_, q_size) : at::empty({hidden_, q_size}, tensors));
-  if (config.out_bias) params_.tensor(o_bias_, "o_proj.bias", vector(hidden_, 0));
+  make_output(q_size, config);
   if (normed) {
     params_.tensor(q_norm_, "q_norm.weight", vector(d, 1));
     params_.tensor(k_norm_, "k_norm.weight", vector(d, 1));
   }
+}
+
+void AttentionLayer::make_output(int64_t columns, const LayerConfig& config) {
+  const at::TensorOptions tensors = config.drawn ? init_options() : config.tensors;
+  params_.matrix(
+      o_, "o_proj.weight",
+      config.drawn ? init_projection(hidden_, columns) : at::empty({hidden_, columns}, tensors));
+  if (!config.out_bias) return;
+  params_.tensor(o_bias_, "o_proj.bias",
+                 config.drawn ? at::full({hidden_}, 0.0, tensors) : at::empty({hidden_}, tensors));
+}
+
+void AttentionLayer::set_heads(const HeadsView& view, int64_t out_columns,
+                               const LayerConfig& config) {
+  view_ = view;
+  set_window(view.window);
+  make_output(out_columns, config);
+}
+
+void AttentionLayer::set_window(int64_t window) {
+  view_.window = window;
+  full_.assign(view_.kv_heads, HeadProgram{window, 0});
 }
 
 bool AttentionLayer::joined() const {
@@ -132,12 +155,12 @@ void AttentionLayer::moved() {
 // A plan's programs within the layer's own window.
 const std::vector<HeadProgram>& AttentionLayer::programs(const std::vector<HeadProgram>* asked,
                                                          std::vector<HeadProgram>& merged) const {
-  if (asked == nullptr) return own_;
-  if (asked->size() != own_.size()) {
+  if (asked == nullptr) return full_;
+  if (asked->size() != full_.size()) {
     throw UsageError("layer {} has {} key/value heads, programs were given for {}", index_,
-                     own_.size(), asked->size());
+                     full_.size(), asked->size());
   }
-  merged = own_;
+  merged = full_;
   for (size_t h = 0; h < merged.size(); ++h) {
     const HeadProgram& p = (*asked)[h];
     if (p.full()) continue;
@@ -155,6 +178,7 @@ const std::vector<HeadProgram>& AttentionLayer::programs(const std::vector<HeadP
 }
 
 StateSpec AttentionLayer::state(const StateRequest& request) const {
+  if (!takes(Pattern::kCausalSelf)) return Layer::state(request);
   RowsPart rows;
   std::vector<HeadProgram> merged;
   rows.k_dim = view_.head_dim;
@@ -187,7 +211,7 @@ Traits AttentionLayer::traits() const {
 
 // As ordinary operators: differentiable, any device.
 Heads AttentionLayer::project(const Tensor& x, Call& call, const Layout& layout) {
-  const bool across = cross(call);
+  const bool across = is_cross(call.pattern);
   const Tensor& from = across ? call.context : x;
   const auto heads = [&](const Tensor& in, const Weight& w, const Tensor& bias, int64_t count) {
     return linear(in, w, bias).view({in.size(0) * in.size(1), count, view_.head_dim});
@@ -195,6 +219,7 @@ Heads AttentionLayer::project(const Tensor& x, Call& call, const Layout& layout)
   Heads h{heads(x, q_, q_bias_, view_.heads),
           heads(from, k_, k_bias_, view_.kv_heads),
           heads(from, v_, v_bias_, view_.kv_heads),
+          {},
           {},
           layout,
           call};
@@ -228,6 +253,7 @@ Heads AttentionLayer::project_fused(const Tensor& x, Call& call, const Layout& l
           heads(view_.heads, view_.kv_heads),
           heads(view_.heads + view_.kv_heads, view_.kv_heads),
           {},
+          {},
           layout,
           call};
 }
@@ -246,6 +272,8 @@ AttendRule rule_of(const op::AttendOptions& options) {
   rule.soft_cap = options.soft_cap;
   rule.sigmoid_bias = options.bias.value_or(0);
   rule.slopes = options.alibi_slopes;
+  rule.relative_bias = options.relative_bias;
+  rule.relative_scale = options.relative_scale;
   return rule;
 }
 
@@ -282,33 +310,79 @@ Tensor AttentionLayer::mix(Heads& h, op::AttendOptions options) {
     for (State* state : call.states) rows.push_back(&state->rows());
     return attend_states(h.q, h.k, h.v, layout.bounds, rows, {}, rule_of(options), h.key_bias);
   }
+  const bool self = call.pattern == Pattern::kCausalSelf;
+  const bool hooked = call.attention && heads() != nullptr;
   std::vector<HeadProgram> merged;
   const std::vector<HeadProgram>& heads = programs(call.programs, merged);
-  const bool self = call.pattern == Pattern::kCausalSelf;
-  if (self && !call.attention && !at::GradMode::is_enabled()) {
-    return attend_states(h.q, h.k, h.v, layout.bounds, {}, heads, rule_of(options), h.key_bias);
+  const int64_t kv_heads = h.k.size(1);
+  if (self && !hooked && !at::GradMode::is_enabled()) {
+    // A latent head for all may have become one for each.
+    const std::vector<HeadProgram> each(
+        static_cast<int64_t>(heads.size()) == kv_heads ? 0 : kv_heads, heads.front());
+    return attend_states(h.q, h.k, h.v, layout.bounds, {}, each.empty() ? heads : each,
+                         rule_of(options), h.key_bias);
   }
-  options.causal = causal(call);
+  options.causal = is_causal(call.pattern);
   set_programs(options, heads);
   if (layout.pack) options.cu_seqlens_q = at::tensor(layout.bounds, at::kLong);
-  const auto shaped = [&](const Tensor& t) { return by_sequence(t, layout); };
+  const auto shape = [&](const Tensor& t) { return shaped(t, layout); };
   if (h.key_bias.defined()) {
-    const int64_t group = view_.heads / view_.kv_heads;
+    const int64_t group = h.q.size(1) / kv_heads;
     options.key_bias =
-        shaped(h.key_bias.expand({-1, -1, group}).reshape({h.key_bias.size(0), view_.heads}));
+        shape(h.key_bias.expand({-1, -1, group}).reshape({h.key_bias.size(0), h.q.size(1)}));
   }
   const Tensor out =
-      call.attention ? (*call.attention)(call.layer, shaped(h.q), shaped(h.k), shaped(h.v), options)
-                     : std::get<0>(op::attend(shaped(h.q), shaped(h.k), shaped(h.v), options));
+      hooked ? (*call.attention)(call.layer, shape(h.q), shape(h.k), shape(h.v), options)
+             : std::get<0>(op::attend(shape(h.q), shape(h.k), shape(h.v), options));
   return out.flatten(0, 1);
 }
 
-// [B, T, Hq Dv], ready for the last projection.
-Tensor AttentionLayer::attended(const Tensor& x, Call& call, const Layout& layout) {
+Tensor AttentionLayer::by_sequence(const Heads& h,
+                                   const std::function<Tensor(const Sequences&)>& f) {
+  const Layout& layout = h.layout;
+  if (!layout.pack && h.call.states.empty()) {
+    return f({0, layout.batch, layout.length}).flatten(0, 1);
+  }
+  std::vector<Tensor> outs;
+  for (size_t s = 0; s + 1 < layout.bounds.size(); ++s) {
+    const int64_t first = layout.bounds[s], length = layout.bounds[s + 1] - first;
+    if (length > 0) outs.push_back(f({first, 1, length}).squeeze(0));
+  }
+  return outs.empty() ? h.q.new_zeros({0, h.q.size(1), h.v.size(2)}) : at::cat(outs);
+}
+
+Tensor AttentionLayer::visible_keys(const Heads& h) {
+  const Layout& layout = h.layout;
+  const int64_t rows = layout.batch * layout.length;
+  std::vector<float> count(static_cast<size_t>(rows));
+  for (size_t s = 0; s + 1 < layout.bounds.size(); ++s) {
+    const int64_t begin = layout.bounds[s], length = layout.bounds[s + 1] - begin;
+    const int64_t keys = is_cross(h.call.pattern) ? h.call.context.size(1)
+                         : h.call.states.empty()  ? length
+                                                  : h.call.states[s]->length() + length;
+    for (int64_t n = 0; n < length; ++n) {
+      const int64_t seen =
+          is_causal(h.call.pattern) ? std::max<int64_t>(n + keys - length + 1, 0) : keys;
+      count[static_cast<size_t>(begin + n)] = static_cast<float>(seen);
+    }
+  }
+  return at::tensor(count, at::kFloat).to(h.q.device());
+}
+
+bool AttentionLayer::plain(const Heads& h) {
+  return h.call.states.empty() && !h.call.attention && h.call.programs == nullptr;
+}
+
+void AttentionLayer::check(const Call& call, const Layout& layout) const {
+  if (!takes(call.pattern)) {
+    throw UsageError("mixer {}: {}{} attention is none of its patterns", id_,
+                     is_causal(call.pattern) ? "causal " : "noncausal ",
+                     is_cross(call.pattern) ? "cross" : "self");
+  }
   if (call.pattern != Pattern::kCausalSelf && !call.states.empty()) {
     throw UsageError("mixer {}: only causal self attention decodes with states", id_);
   }
-  if (cross(call) && (!call.context.defined() || layout.pack)) {
+  if (is_cross(call.pattern) && (!call.context.defined() || layout.pack)) {
     throw UsageError("mixer {}: a cross pattern needs a context [B,S,C], and no pack", id_);
   }
   for (const State* state : call.states) {
@@ -316,12 +390,17 @@ Tensor AttentionLayer::attended(const Tensor& x, Call& call, const Layout& layou
       throw UsageError("the state was made by another model");
     }
   }
+}
+
+// [B, T, columns], ready for the last projection.
+Tensor AttentionLayer::attended(const Tensor& x, Call& call, const Layout& layout) {
+  check(call, layout);
   const bool fused =
       layout.fused && !rewrites_heads_ && call.pattern == Pattern::kCausalSelf && joined();
   Heads h = fused ? project_fused(x, call, layout) : project(x, call, layout);
   const auto tap = [&](const char* name, const Tensor& t) {
     if (!call.taps) return t;
-    return call.tap(name, by_sequence(t, layout)).flatten(0, 1);
+    return call.tap(name, shaped(t, layout)).flatten(0, 1);
   };
   h.q = tap("q", h.q);
   h.k = tap("k", h.k);
@@ -330,7 +409,7 @@ Tensor AttentionLayer::attended(const Tensor& x, Call& call, const Layout& layou
   for (size_t s = 0; s < call.states.size(); ++s) {
     call.states[s]->advance(layout.bounds[s + 1] - layout.bounds[s]);
   }
-  return o.reshape({layout.batch, layout.length, view_.heads * view_.value_dim});
+  return o.reshape({layout.batch, layout.length, o_.in()});
 }
 
 Tensor AttentionLayer::forward(const Tensor& x, Call& call) {

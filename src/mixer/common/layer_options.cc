@@ -1,6 +1,9 @@
 // See layer_options.h.
 #include "mixer/common/layer_options.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <cmath>
 
 #include "io/error.h"
@@ -62,6 +65,33 @@ bool LayerOptions::flag(const std::string& key, bool fallback) {
     throw UsageError("mixer {}: option {} is {}, expected true or false", id_, key, value->dump());
   }
   return value->get<bool>();
+}
+
+std::string LayerOptions::word(const std::string& key, const std::vector<std::string>& words) {
+  const Json* value = find(key);
+  if (value == nullptr) return words.front();
+  if (!value->is_string() ||
+      std::find(words.begin(), words.end(), value->get<std::string>()) == words.end()) {
+    throw UsageError("mixer {}: option {} is {}, expected one of {}", id_, key, value->dump(),
+                     fmt::join(words, ", "));
+  }
+  return value->get<std::string>();
+}
+
+std::string LayerOptions::text(const std::string& key) {
+  const Json* value = find(key);
+  if (value == nullptr) return "";
+  const auto one = [&](const Json& x) {
+    if (x.is_structured()) {
+      throw UsageError("mixer {}: option {} is {}, expected a value or a list of values", id_, key,
+                       value->dump());
+    }
+    return x.is_string() ? x.get<std::string>() : x.dump();
+  };
+  if (!value->is_array()) return one(*value);
+  std::string all;
+  for (const Json& x : *value) all += (all.empty() ? "" : "x") + one(x);
+  return all;
 }
 
 int64_t LayerOptions::head_width(const std::string& key, double fallback) {

@@ -3,6 +3,7 @@
 
 #include <set>
 #include <string>
+#include <vector>
 
 #include "mixer/layer.h"
 
@@ -16,6 +17,10 @@ class LayerOptions {
   int64_t integer(const std::string& key, int64_t fallback, int64_t least = 1);
   double number(const std::string& key, double fallback);
   bool flag(const std::string& key, bool fallback);
+  // One of `words`, the first where the option is missing.
+  std::string word(const std::string& key, const std::vector<std::string>& words);
+  // As a setting of `heed apply` is written: "7", "3x4", "true", "relu"; empty: missing.
+  std::string text(const std::string& key);
   // A width: `factor` (by key, with its default) times heads times head_dim, over the heads; must
   // be whole.
   int64_t head_width(const std::string& key, double fallback);
