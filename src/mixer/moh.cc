@@ -5,6 +5,7 @@
 
 #include "io/error.h"
 #include "mixer/common/attend_core.h"
+#include "mixer/common/attention_layer.h"
 #include "mixer/common/dense_attention.h"
 
 namespace heed::mixer {
@@ -55,9 +56,42 @@ at::Tensor balance(const at::Tensor& probability, const at::Tensor& selected) {
   return mean.mul(share).sum().mul(probability.size(2)).view({1});
 }
 
-Gates router_gates(const CoreCall& call, const at::Tensor& q, bool paper) {
-  const at::Tensor shared = call.get("shared_logits"), routed = call.get("routed_logits");
-  const at::Tensor branch = call.get("branch_logits");
+// From logits [B,T,Hs], [B,T,Hr] and [B,T,2] in float32 or wider, each may be missing; not both of
+// the first two.
+Gates router_gates(const at::Tensor& shared, const at::Tensor& routed, const at::Tensor& branch,
+                   int64_t topk, bool paper) {
+  at::Tensor a1 = at::ones({1, 1, 1}, (shared.defined() ? shared : routed).options()), a2 = a1;
+  if (branch.defined()) {
+    const at::Tensor a = branch.softmax(-1).mul(paper ? 1.0 : 2.0);
+    a1 = a.slice(2, 0, 1), a2 = a.slice(2, 1, 2);
+  }
+  Gates result;
+  std::vector<at::Tensor> gates;
+  if (shared.defined()) {
+    const at::Tensor s = shared.softmax(-1);
+    gates.push_back(a1.mul(paper ? s : s.mul(static_cast<double>(shared.size(2)))));
+  }
+  if (routed.defined()) {
+    const at::Tensor r = routed.softmax(-1);
+    const at::Tensor selected = best(r, topk), kept = r.mul(selected);
+    at::Tensor gate = kept;
+    if (!paper && topk > 0) {
+      gate = kept.div(kept.sum(-1, true)).mul(static_cast<double>(topk));
+    }
+    gates.push_back(a2.mul(gate));
+    result.balance = balance(r, selected);
+  }
+  result.gates = at::cat(gates, 2);
+  return result;
+}
+
+Gates given_gates(const CoreCall& call, const at::Tensor& q, bool paper) {
+  const auto wide = [&](const char* name) {
+    const at::Tensor t = call.get(name);
+    return t.defined() ? t.to(dense_type(q)) : t;
+  };
+  const at::Tensor shared = wide("shared_logits"), routed = wide("routed_logits");
+  const at::Tensor branch = wide("branch_logits");
   const int64_t hs = shared.defined() ? shared.size(2) : 0;
   const int64_t hr = routed.defined() ? routed.size(2) : 0;
   if (hs + hr == 0 && !branch.defined()) {  // no router
@@ -71,37 +105,14 @@ Gates router_gates(const CoreCall& call, const at::Tensor& q, bool paper) {
     throw UsageError("branch_logits is needed exactly with shared_logits and routed_logits");
   }
   if (call.get("gate_q").defined()) throw UsageError("gate_q goes with gate=norm");
-  const auto wide = [&](const at::Tensor& t) { return t.to(dense_type(q)); };
-  at::Tensor a1 = at::ones({1, 1, 1}, wide(q).options()), a2 = a1;
-  if (branch.defined()) {
-    const at::Tensor a = wide(branch).softmax(-1).mul(paper ? 1.0 : 2.0);
-    a1 = a.slice(2, 0, 1), a2 = a.slice(2, 1, 2);
-  }
-  Gates result;
-  std::vector<at::Tensor> gates;
-  if (shared.defined()) {
-    const at::Tensor s = wide(shared).softmax(-1);
-    gates.push_back(a1.mul(paper ? s : s.mul(static_cast<double>(hs))));
-  }
-  if (routed.defined()) {
-    const at::Tensor r = wide(routed).softmax(-1);
-    const int64_t topk = read_topk(call, hr, hr);
-    const at::Tensor selected = best(r, topk), kept = r.mul(selected);
-    at::Tensor gate = kept;
-    if (!paper && topk > 0) {
-      gate = kept.div(kept.sum(-1, true)).mul(static_cast<double>(topk));
-    }
-    gates.push_back(a2.mul(gate));
-    result.balance = balance(r, selected);
-  }
-  result.gates = at::cat(gates, 2);
-  return result;
+  return router_gates(shared, routed, branch, routed.defined() ? read_topk(call, hr, hr) : 0,
+                      paper);
 }
 
 NamedTensors core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const std::string& gate = call.settings.word("gate");
-  const Gates g = gate == "norm" ? norm_gates(call, q) : router_gates(call, q, gate == "paper");
+  const Gates g = gate == "norm" ? norm_gates(call, q) : given_gates(call, q, gate == "paper");
   op::AttendOptions options;
   options.causal = call.settings.flag("causal");
   options.scale = call.settings.number("scale", 1 / std::sqrt(static_cast<double>(q.size(3))));
@@ -121,6 +132,81 @@ NamedTensors core(const CoreCall& call) {
   return result;
 }
 
+// y = sum_h g_h o_h Wo_h with three routers of x, the loss "moh" by its side; or, with the gate
+// "norm" (to convert a model), the heads with the longest queries before rotation, straight through
+// to a softmax of those lengths.
+class MohLayer final : public AttentionLayer {
+ public:
+  explicit MohLayer(const LayerConfig& config) : AttentionLayer("moh", config) {
+    const int64_t heads = view().heads;
+    gate_ = options_.word("gate", {"code", "paper", "norm"});
+    const bool norm = gate_ == "norm";
+    shared_ = options_.integer("shared", norm ? heads / 2 : std::max<int64_t>(heads / 4, 1), 0);
+    if (shared_ > heads) {
+      throw UsageError("mixer moh: {} of {} heads cannot be shared", shared_, heads);
+    }
+    const int64_t routed = heads - shared_,
+                  active = norm ? heads / 4 : (3 * heads + 3) / 4 - shared_;
+    topk_ = options_.integer("topk", std::clamp<int64_t>(active, routed > 0 ? 1 : 0, routed), 0);
+    if (topk_ > routed) {
+      throw UsageError("mixer moh: topk {} is more than the {} routed heads", topk_, routed);
+    }
+    if (norm && routed == 1) {
+      throw UsageError("mixer moh: one routed head's length has no deviation; share all or fewer");
+    }
+    balance_ = options_.number("balance", 0.01);
+    options_.close();
+    rewrites_heads_ = norm;
+    if (norm) return;
+    // A softmax over one head is 1 whatever its weights.
+    if (shared_ > 1) params_.matrix(shared_router_, "shared_router.weight", shared_, config.hidden);
+    if (routed > 0) params_.matrix(router_, "router.weight", routed, config.hidden);
+    if (routed > 0 && shared_ > 0) {
+      params_.matrix(branch_router_, "branch_router.weight", 2, config.hidden);
+    }
+  }
+
+ protected:
+  void before_rope(const at::Tensor& x, Heads& h) override {
+    if (rewrites_heads_) h.extra = length_gates(h.q.to(at::kFloat).norm(2, -1));
+  }
+
+  at::Tensor after(const at::Tensor& x, const at::Tensor& o, const Heads& h) override {
+    at::Tensor gates = h.extra;
+    if (!gates.defined()) {
+      const auto logits = [&](const Weight& w) {
+        return w.defined() ? linear(x, w).to(at::kFloat) : at::Tensor();
+      };
+      at::Tensor shared = logits(shared_router_);
+      if (shared_ == 1)
+        shared = at::zeros({x.size(0), x.size(1), 1}, x.options().dtype(at::kFloat));
+      const Gates g =
+          router_gates(shared, logits(router_), logits(branch_router_), topk_, gate_ == "paper");
+      if (h.call.aux && g.balance.defined()) {
+        h.call.aux->add("moh", g.balance.squeeze(0).mul(balance_));
+      }
+      gates = g.gates.flatten(0, 1);
+    }
+    return o.mul(gates.unsqueeze(2).to(o.scalar_type()));
+  }
+
+ private:
+  at::Tensor length_gates(const at::Tensor& lengths) const {
+    const at::Tensor shared = at::ones_like(lengths.slice(1, 0, shared_));
+    const at::Tensor routed = lengths.slice(1, shared_);
+    if (routed.size(1) == 0) return shared;
+    const at::Tensor selected = best(routed, topk_);
+    if (!at::GradMode::is_enabled()) return at::cat({shared, selected}, 1);
+    const at::Tensor p = routed.div(routed.std(-1, true, true)).softmax(-1);
+    return at::cat({shared, selected.add(p.sub(p.detach()))}, 1);
+  }
+
+  std::string gate_;
+  int64_t shared_, topk_;
+  double balance_;
+  Weight shared_router_, router_, branch_router_;
+};
+
 }  // namespace
 
 void register_moh(Registry& registry) {
@@ -135,6 +221,7 @@ void register_moh(Registry& registry) {
       "balance = Hr sum_h mean(R_h) mean(h selected);  without logits every gate is 1";
   m.card.patterns = "causal self, noncausal self, causal cross, noncausal cross";
   m.card.state_size = "Hk (D+Dv) Tk";
+  m.card.state_note = "keys and values of all heads: a later token may select any";
   const char* routed = "gate=code|paper";
   m.card.apply.inputs = {token("q", "B,Tq,Hq,D"),
                          token("k", "B,Tk,Hk,D"),
@@ -161,6 +248,7 @@ void register_moh(Registry& registry) {
   tests.large = {{"D", 64}, {"Dv", 64}};
   m.traits.heads_independent = false;
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<MohLayer>(config); };
   registry.add(std::move(m));
 }
 
