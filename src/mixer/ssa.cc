@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include "mixer/common/attend_core.h"
+#include "mixer/common/attention_layer.h"
 #include "mixer/common/dense_attention.h"
 
 namespace heed::mixer {
@@ -57,6 +58,48 @@ NamedTensors core(const CoreCall& call) {
   return {{"out", std::get<0>(run_attend(folded, options))}};
 }
 
+// f(q) = w.gelu(q) + b of each head, from the projection that is there anyway; w = b = 0 at first,
+// so that tau is the position's alone. The cache holds v'.
+class SsaLayer final : public AttentionLayer {
+ public:
+  explicit SsaLayer(const LayerConfig& config) : AttentionLayer("ssa", config) {
+    position_ = options_.word("position", {"sigmoid", "exp", "linear"});
+    const double fallback = position_ == "sigmoid" ? -4 : position_ == "exp" ? 1.5 : 1e-5;
+    const double alpha = options_.number("alpha", fallback);
+    options_.close();
+    rewrites_heads_ = true;
+    const auto zeros = [&](at::IntArrayRef shape) { return at::zeros(shape, init_options()); };
+    const int64_t d = view().head_dim;
+    params_.tensor(q_gain_, "q_gain.weight", zeros({view().heads, d}));
+    params_.tensor(q_bias_, "q_gain.bias", zeros({view().heads}));
+    params_.tensor(v_gain_, "v_gain.weight", zeros({view().kv_heads, d}));
+    params_.tensor(v_bias_, "v_gain.bias", zeros({view().kv_heads}));
+    params_.tensor(alpha_, "alpha", at::full({1}, alpha, init_options()));
+  }
+
+ protected:
+  void before_rope(const at::Tensor& x, Heads& h) override {
+    const at::Tensor s = position_gain(alpha_.to(at::kFloat), position_);
+    const at::Tensor by_position = visible_keys(h).clamp_min(1.0).log().mul(s).unsqueeze(1);
+    h.extra = gain(h.q, q_gain_, q_bias_).add(by_position);  // tau, for mix: norms would undo it
+    h.v = h.v.mul(gain(h.v, v_gain_, v_bias_).unsqueeze(2).to(h.v.scalar_type()));
+  }
+  at::Tensor mix(Heads& h, op::AttendOptions options) override {
+    h.q = h.q.mul(h.extra.unsqueeze(2).to(h.q.scalar_type()));
+    return AttentionLayer::mix(h, options);
+  }
+
+ private:
+  // 1 + tanh f, float32 [rows,H].
+  static at::Tensor gain(const at::Tensor& t, const at::Tensor& weight, const at::Tensor& bias) {
+    const at::Tensor f = at::gelu(t.to(at::kFloat)).mul(weight.to(at::kFloat)).sum(-1);
+    return at::tanh(f.add(bias.to(at::kFloat))).add(1.0);
+  }
+
+  std::string position_;
+  at::Tensor q_gain_, q_bias_, v_gain_, v_bias_, alpha_;
+};
+
 }  // namespace
 
 void register_ssa(Registry& registry) {
@@ -68,6 +111,7 @@ void register_ssa(Registry& registry) {
       "out_i = sum_j softmax_j(scale tau_i q_i.k_j) v'_j";
   m.card.patterns = "causal self, noncausal self, causal cross, noncausal cross";
   m.card.state_size = "Hk (D+Dv) Tk";
+  m.card.state_note = "v' in place of v";
   m.card.apply.inputs = {token("q", "B,Tq,Hq,D"),       token("k", "B,Tk,Hk,D"),
                          token("v", "B,Tk,Hk,Dv"),      gate("fq", "B,Tq,Hq").maybe(),
                          gate("fv", "B,Tk,Hk").maybe(), gate("alpha", "(1|Hq)").maybe()};
@@ -80,6 +124,7 @@ void register_ssa(Registry& registry) {
   m.card.tests.sizes = {{"Hq", 4}, {"Hk", 2}, {"D", 9}, {"Dv", 6}};
   m.card.tests.large = {{"D", 64}, {"Dv", 64}};
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<SsaLayer>(config); };
   registry.add(std::move(m));
 }
 
