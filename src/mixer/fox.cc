@@ -6,6 +6,7 @@
 
 #include "io/error.h"
 #include "mixer/common/attend_core.h"
+#include "mixer/common/attention_layer.h"
 #include "mixer/common/dense_attention.h"
 #include "op/attend_shape.h"
 
@@ -68,6 +69,78 @@ NamedTensors core(const CoreCall& call) {
   return {{"out", at::cat(outs, 1)}};
 }
 
+// log f = logsigmoid(x Wf + b), a gate a head and token. No rotation unless rope_theta asks for
+// one. Beside each key the cache holds -c, counted from where the sum last began anew: once a
+// head's sum is large, all its keys are moved, so that near ones keep their digits.
+class FoxLayer final : public AttentionLayer {
+ public:
+  explicit FoxLayer(const LayerConfig& config) : AttentionLayer("fox", config, kRotation) {
+    options_.close();
+    params_.matrix(gate_, "f_proj.weight", view().heads, config.hidden);
+    params_.tensor(bias_, "f_proj.bias", at::zeros({view().heads}, init_options()));
+    rewrites_heads_ = true;
+    columns_ = {{"bias", view().heads / view().kv_heads}};
+  }
+  bool takes(Pattern pattern) const override { return pattern == Pattern::kCausalSelf; }
+  StateSpec state(const StateRequest& request) const override {
+    StateSpec spec = AttentionLayer::state(request);
+    spec.parts.push_back(FixedPart{"decay", {view().heads}, at::kDouble});
+    return spec;
+  }
+  Traits traits() const override {
+    Traits traits = AttentionLayer::traits();
+    traits.can_truncate = false;  // the sum has gone on
+    return traits;
+  }
+
+ protected:
+  void before_rope(const at::Tensor& x, Heads& h) override {
+    h.extra = at::log_sigmoid(linear(x, gate_, bias_).to(at::kFloat)).flatten(0, 1);  // [rows,H]
+    if (plain(h)) return;
+    std::vector<at::Tensor> sums = {h.extra.slice(0, 0, 0).to(at::kDouble)};
+    for (size_t s = 0; s + 1 < h.layout.bounds.size(); ++s) {
+      const int64_t begin = h.layout.bounds[s], end = h.layout.bounds[s + 1];
+      if (begin == end) continue;
+      at::Tensor sum = h.extra.slice(0, begin, end).to(at::kDouble).cumsum(0);
+      if (!h.call.states.empty()) {
+        State& state = *h.call.states[s];
+        begin_anew(state);
+        sum = sum.add(state.tensor(1));
+        state.tensor(1).copy_(sum[-1]);
+      }
+      sums.push_back(sum);
+    }
+    h.key_bias = at::cat(sums)
+                     .neg()
+                     .to(at::kFloat)
+                     .unflatten(1, {view().kv_heads, view().heads / view().kv_heads});
+  }
+
+  at::Tensor mix(Heads& h, op::AttendOptions options) override {
+    if (!plain(h)) return AttentionLayer::mix(h, options);
+    options.causal = true;
+    options.window = view().window;
+    return by_sequence(h, [&](const Sequences& part) {
+      return part.length == 0 ? part(h.q)
+                              : chunked(part(h.q), part(h.k), part(h.v), part(h.extra), options);
+    });
+  }
+
+ private:
+  void begin_anew(State& state) const {
+    constexpr double kMost = 64;
+    at::Tensor& sum = state.tensor(1);
+    const at::Tensor large = sum.abs().gt(kMost);
+    if (!large.any().item<bool>()) return;
+    const at::Tensor moved = sum.mul(large);
+    state.rows().add_to_column(0, moved.to(at::kFloat).view({view().kv_heads, -1}));
+    sum.sub_(moved);
+  }
+
+  Weight gate_;
+  at::Tensor bias_;
+};
+
 }  // namespace
 
 void register_fox(Registry& registry) {
@@ -78,6 +151,7 @@ void register_fox(Registry& registry) {
       "x_ij = scale q_i.k_j + c_i - c_j   for j <= i, i - j < window\n"
       "out_i = sum_j exp(x_ij) v_j / sum_j exp(x_ij)";
   m.card.state_size = "J (K+V) T + H T";
+  m.card.state_note = "and the sums of the last token, H";
   m.card.apply.inputs = {token("q", "B,T,H,K"), token("k", "B,T,J,K"), token("v", "B,T,J,V"),
                          gate("log_decay", "B,T,H", Sample::kLogDecay), offsets()};
   m.card.apply.settings = {scale_setting(), int_setting("window", "0, off").trying({"6"})};
@@ -87,6 +161,7 @@ void register_fox(Registry& registry) {
   m.card.tests.sizes = {{"H", 4}, {"J", 2}, {"K", 9}, {"V", 6}};
   m.card.tests.large = {{"K", 64}, {"V", 64}};
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<FoxLayer>(config); };
   registry.add(std::move(m));
 }
 
