@@ -4,9 +4,10 @@
 // the functions over the keys come before the values.
 #include <ATen/ATen.h>
 
+#include "io/error.h"
+#include "mixer/common/core_layer.h"
 #include "mixer/common/dense_attention.h"
 #include "mixer/common/rows.h"
-#include "mixer/registry.h"
 
 namespace heed::mixer {
 namespace {
@@ -76,6 +77,43 @@ NamedTensors core(const CoreCall& call) {
   return {{"out", at::matmul(u, mixed).transpose(1, 2).to(v.scalar_type())}};
 }
 
+// An operator of its own for every head ("blockwise"), over a fixed number of tokens. Coefficients
+// are drawn so that sums over the keys, and then their mixture of values, keep their size.
+class KaratLayer final : public CoreLayer {
+ public:
+  explicit KaratLayer(const LayerConfig& config)
+      : CoreLayer("karat", config, kRotation | kKeySet | kWindow | kAllHeads, {"base"}) {
+    if (!options_.has("tokens")) {
+      throw UsageError(
+          "mixer karat: option tokens is missing, the number of tokens it is made for");
+    }
+    tokens_ = options_.integer("tokens", 0);
+    const int64_t rank = options_.integer("rank", 12), harmonics = options_.integer("harmonics", 3);
+    options_.close();
+    const auto normal = [&](at::IntArrayRef shape, int64_t terms) {
+      return at::empty(shape, init_options()).normal_(0, 1 / std::sqrt(static_cast<double>(terms)));
+    };
+    const int64_t heads = view().heads;
+    params_.tensor(a_, "a", normal({heads, rank, tokens_, harmonics}, tokens_ * harmonics));
+    params_.tensor(b_, "b", normal({heads, rank, tokens_, harmonics}, tokens_ * harmonics));
+    params_.tensor(w_, "w", normal({heads, tokens_, rank}, tokens_ * rank));
+  }
+  bool takes(Pattern pattern) const override { return pattern == Pattern::kNoncausalSelf; }
+
+ protected:
+  void more_inputs(const Heads& h, const Sequences& part, CoreCall& call) override {
+    if (part.length != tokens_) {
+      throw UsageError("mixer karat: made for {} tokens, the sequence has {}", tokens_,
+                       part.length);
+    }
+    call.in["a"] = a_, call.in["b"] = b_, call.in["w"] = w_;
+  }
+
+ private:
+  int64_t tokens_;
+  at::Tensor a_, b_, w_;
+};
+
 }  // namespace
 
 void register_karat(Registry& registry) {
@@ -98,7 +136,9 @@ void register_karat(Registry& registry) {
   tests.queries = "Tq", tests.keys = "Tk";
   tests.sizes = {{"r", 2}, {"G", 4}, {"D", 9}, {"Dv", 6}};
   tests.large = {{"D", 64}, {"Dv", 64}};
+  tests.layer = {R"({"tokens": 24, "rank": 2, "harmonics": 2})", "", {24}};
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<KaratLayer>(config); };
   registry.add(std::move(m));
 }
 
