@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "mixer/common/attend_core.h"
+#include "mixer/common/core_layer.h"
 #include "mixer/common/dense_attention.h"
 
 namespace heed::mixer {
@@ -57,12 +58,11 @@ at::Tensor from_indices(const at::Tensor& indices, const Sizes3& s) {
       .slice(3, 0, s.all);
 }
 
-// The probabilities over compressed keys, for queries begin .. end-1.
-std::pair<at::Tensor, at::Tensor> compressed(const at::Tensor& q, const at::Tensor& k,
-                                             int64_t begin, int64_t end, double scale,
-                                             const Sizes3& s) {
-  const at::Tensor x = dense_logits(q.slice(1, begin, end), k, scale);
-  return dense_softmax(x, complete_at(begin, end, s));
+// The probabilities over compressed keys, for queries q that stand at begin and on.
+at::Tensor compressed(const at::Tensor& q, const at::Tensor& k, int64_t begin, double scale,
+                      const Sizes3& s) {
+  const at::Tensor x = dense_logits(q, k, scale);
+  return dense_softmax(x, complete_at(begin, begin + q.size(1), s)).first;
 }
 
 struct Branches {
@@ -72,7 +72,7 @@ struct Branches {
 Branches naive(const CoreCall& call, double scale, const Sizes3& s) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const int64_t window = call.settings.integer("window"), group = s.heads / s.kv_heads;
-  const at::Tensor p = compressed(q, means(k, s), 0, s.t, scale, s).first;
+  const at::Tensor p = compressed(q, means(k, s), 0, scale, s);
   const at::Tensor indices = call.get("block_indices");
   const at::Tensor chosen =
       indices.defined() ? from_indices(indices, s) : select(p.detach(), 0, s.t, s);
@@ -108,31 +108,22 @@ at::Tensor attend_means(const at::Tensor& q, const at::Tensor& k, const at::Tens
   return out.slice(1, 1);
 }
 
-// Lists of the chosen blocks, found a run of queries at a time.
-void set_lists(const CoreCall& call, double scale, const Sizes3& s, op::AttendOptions& options) {
-  constexpr int64_t kRun = 512;
-  const at::NoGradGuard no_grad;
-  const at::Tensor q = call.get("q"), indices = call.get("block_indices");
-  const at::Tensor k = means(call.get("k"), s);
+constexpr int64_t kRun = 512;  // queries whose probabilities over compressed keys exist at a time
+
+// Lists of the chosen blocks from `chosen`, bool [B,J,run,all] of one run of queries after another.
+void set_lists(const std::vector<at::Tensor>& chosen, const Sizes3& s, op::AttendOptions& options) {
   std::vector<at::Tensor> counts, runs;
-  for (int64_t begin = 0; begin < s.t; begin += kRun) {
-    const int64_t end = std::min(begin + kRun, s.t);
-    at::Tensor chosen;
-    if (indices.defined()) {
-      Sizes3 run = s;
-      run.t = end - begin;
-      chosen = from_indices(indices.slice(1, begin, end), run);
-    } else {
-      chosen = select(compressed(q, k, begin, end, scale, s).first, begin, end, s);
-    }
-    counts.push_back(chosen.sum(3));         // [B,J,run]
-    runs.push_back(chosen.transpose(0, 2));  // [run,J,B,all]
+  for (const at::Tensor& run : chosen) {
+    counts.push_back(run.sum(3));         // [B,J,run]
+    runs.push_back(run.transpose(0, 2));  // [run,J,B,all]
   }
   const at::Tensor count = at::cat(counts, 2);
+  const int64_t queries = count.size(2);
   const at::Tensor ends = count.flatten().cumsum(0);
   const at::Tensor start = at::cat({at::zeros({1}, at::kLong), ends});
+  options.q_block = 1, options.k_block = s.block;
   options.block_start =
-      start.unfold(0, s.t + 1, s.t).contiguous().view({s.batch, s.kv_heads, s.t + 1});
+      start.unfold(0, queries + 1, queries).contiguous().view({s.batch, s.kv_heads, queries + 1});
   std::vector<at::Tensor> lists;
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t j = 0; j < s.kv_heads; ++j) {
@@ -142,6 +133,25 @@ void set_lists(const CoreCall& call, double scale, const Sizes3& s, op::AttendOp
     }
   }
   options.block_index = at::cat(lists).to(at::kInt);
+}
+
+std::vector<at::Tensor> choose(const CoreCall& call, double scale, const Sizes3& s) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor q = call.get("q"), indices = call.get("block_indices");
+  const at::Tensor k = means(call.get("k"), s);
+  std::vector<at::Tensor> chosen;
+  for (int64_t begin = 0; begin < s.t; begin += kRun) {
+    const int64_t end = std::min(begin + kRun, s.t);
+    if (indices.defined()) {
+      Sizes3 run = s;
+      run.t = end - begin;
+      chosen.push_back(from_indices(indices.slice(1, begin, end), run));
+    } else {
+      chosen.push_back(
+          select(compressed(q.slice(1, begin, end), k, begin, scale, s), begin, end, s));
+    }
+  }
+  return chosen;
 }
 
 Branches parallel(const CoreCall& call, double scale, const Sizes3& s) {
@@ -156,10 +166,21 @@ Branches parallel(const CoreCall& call, double scale, const Sizes3& s) {
     b.window = std::get<0>(op::attend(q, k, v, options));
     options.window = 0;
   }
-  options.q_block = 1, options.k_block = s.block;
-  set_lists(call, scale, s, options);
+  set_lists(choose(call, scale, s), s, options);
   b.selected = std::get<0>(op::attend(q, k, v, options));
   return b;
+}
+
+// Gates [B,T,H] times their branches, in the branches' dtype.
+at::Tensor gated(const Branches& b, const at::Tensor& g_cmp, const at::Tensor& g_slc,
+                 const at::Tensor& g_swa) {
+  const auto wide = dense_type(b.selected);
+  const auto times = [&](const at::Tensor& gate, const at::Tensor& o) {
+    return gate.to(wide).unsqueeze(3).mul(o.to(wide));
+  };
+  at::Tensor out = times(g_cmp, b.compressed).add(times(g_slc, b.selected));
+  if (b.window.defined()) out = out.add(times(g_swa, b.window));
+  return out.to(b.selected.scalar_type());
 }
 
 NamedTensors core(const CoreCall& call) {
@@ -175,14 +196,94 @@ NamedTensors core(const CoreCall& call) {
                  (q.size(1) + block - 1) / block};
   if (s.t == 0) return {{"out", v.new_zeros({s.batch, 0, s.heads, v.size(3)})}};
   const Branches b = call.form == "naive" ? naive(call, scale, s) : parallel(call, scale, s);
-  const auto wide = dense_type(q);
-  const auto gated = [&](const char* gate, const at::Tensor& o) {
-    return call.get(gate).to(wide).unsqueeze(3).mul(o.to(wide));
-  };
-  at::Tensor out = gated("g_cmp", b.compressed).add(gated("g_slc", b.selected));
-  if (b.window.defined()) out = out.add(gated("g_swa", b.window));
-  return {{"out", out.to(v.scalar_type())}};
+  return {{"out", gated(b, call.get("g_cmp"), call.get("g_slc"), call.get("g_swa"))}};
 }
+
+// g = sigmoid(x Wg), three a head. The cache holds all keys and values, and their means over every
+// complete block.
+class NsaLayer final : public CoreLayer {
+ public:
+  explicit NsaLayer(const LayerConfig& config)
+      : CoreLayer("nsa", config, kWindow | kKeySet, {"block", "blocks", "window"}) {
+    options_.close();
+    params_.matrix(gates_, "g_proj.weight", 3 * view().heads, config.hidden);
+    rewrites_heads_ = true;
+  }
+  bool takes(Pattern pattern) const override { return pattern == Pattern::kCausalSelf; }
+  StateSpec state(const StateRequest& request) const override {
+    StateSpec spec = AttentionLayer::state(request);
+    RowsPart rows = std::get<RowsPart>(spec.parts[0]);
+    rows.grouped = true;
+    spec.parts[0] = rows;
+    rows.name = "compressed";
+    rows.every = settings().integer("block");
+    spec.parts.push_back(rows);
+    return spec;
+  }
+
+ protected:
+  void before_rope(const at::Tensor& x, Heads& h) override {
+    h.extra =
+        at::sigmoid(linear(x, gates_).to(at::kFloat)).flatten(0, 1).unflatten(1, {3, view().heads});
+  }
+  void more_inputs(const Heads& h, const Sequences& part, CoreCall& call) override {
+    const at::Tensor g = part(h.extra);
+    call.in["g_cmp"] = g.select(2, 0), call.in["g_slc"] = g.select(2, 1);
+    call.in["g_swa"] = g.select(2, 2);
+  }
+  at::Tensor mix(Heads& h, op::AttendOptions options) override {
+    if (h.call.states.empty()) return CoreLayer::mix(h, options);
+    return over_states(
+        h, [&](const Sequences& part, State& state, const at::Tensor& k, const at::Tensor& v) {
+          const at::Tensor g = part(h.extra);
+          return gated(decode(part(h.q), k, v, state.rows(1), *options.scale), g.select(2, 0),
+                       g.select(2, 1), g.select(2, 2));
+        });
+  }
+
+ private:
+  // q [1,T,H,K]: the last T tokens of those that are held.
+  Branches decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, Rows& rows,
+                  double scale) const {
+    const int64_t past = k.size(1) - q.size(1), block = settings().integer("block");
+    const Sizes3 s{1,
+                   k.size(1),
+                   q.size(2),
+                   k.size(2),
+                   block,
+                   settings().integer("blocks"),
+                   (k.size(1) + block - 1) / block};
+    if (const int64_t first = rows.length() * block; s.complete() > rows.length()) {
+      Sizes3 fresh = s;
+      fresh.t = s.complete() * block - first;
+      const auto new_means = [&](const at::Tensor& t) {
+        return means(t.slice(1, first), fresh).squeeze(0);
+      };
+      rows.append(new_means(k), new_means(v));
+    }
+    const auto [kc, vc] = held(rows, dense_type(q));
+    Branches b;
+    std::vector<at::Tensor> read, chosen;
+    for (int64_t begin = 0; begin < q.size(1); begin += kRun) {
+      const at::Tensor run = q.slice(1, begin, std::min(begin + kRun, q.size(1)));
+      const at::Tensor p = compressed(run, kc, past + begin, scale, s);
+      read.push_back(dense_values(p, vc));
+      chosen.push_back(select(p, past + begin, past + begin + run.size(1), s));
+    }
+    b.compressed = at::cat(read, 1);
+    op::AttendOptions options;
+    options.causal = true;
+    options.scale = scale;
+    options.window = settings().integer("window");
+    if (options.window > 0) b.window = std::get<0>(op::attend(q, k, v, options));
+    options.window = 0;
+    set_lists(chosen, s, options);
+    b.selected = std::get<0>(op::attend(q, k, v, options));
+    return b;
+  }
+
+  Weight gates_;
+};
 
 }  // namespace
 
@@ -216,7 +317,9 @@ void register_nsa(Registry& registry) {
   tests.always = {{"block", "8"}, {"blocks", "4"}, {"window", "12"}};
   tests.tries = {{{}, {}, {"block_indices"}},
                  {{{"window", "0"}, {"block", "5"}, {"blocks", "3"}}, {}, {"block_indices"}}};
+  tests.layer.options = R"({"block": 8, "blocks": 4, "window": 12})";
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<NsaLayer>(config); };
   registry.add(std::move(m));
 }
 
