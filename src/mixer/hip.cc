@@ -7,6 +7,7 @@
 
 #include "io/error.h"
 #include "mixer/common/attend_core.h"
+#include "mixer/common/core_layer.h"
 #include "mixer/common/dense_attention.h"
 
 namespace heed::mixer {
@@ -19,8 +20,8 @@ struct Search {
   int64_t searched(int64_t i, int64_t t) const { return std::max<int64_t>(end(i, t) - window, 0); }
 };
 
-Search read_search(const CoreCall& call) {
-  const auto number = [&](const char* name) { return call.settings.integer(name); };
+Search read_search(const Settings& settings) {
+  const auto number = [&](const char* name) { return settings.integer(name); };
   const Search s{number("topk"), number("block_q"), number("block_k"), number("window"),
                  number("sinks")};
   if (s.topk % s.block_k != 0) {
@@ -126,15 +127,16 @@ at::Tensor search_blocks(const at::Tensor& queries, const at::Tensor& keys, int6
   return std::get<0>(start.masked_fill(size.eq(0), -1).sort(2));
 }
 
+// Of queries that are the last tokens of k, in blocks from the first of them on.
 at::Tensor search_fast(const at::Tensor& q, const at::Tensor& k, const Search& s) {
-  const int64_t t = q.size(1);
+  const int64_t past = k.size(1) - q.size(1);
   const at::Tensor chosen = no_choice(q, s);
   const at::Tensor qh = q.to(at::kFloat).transpose(1, 2), kh = k.to(at::kFloat).transpose(1, 2);
   for (int64_t i = 0; i < chosen.size(2); ++i) {
-    const int64_t n = s.searched(i, t);
+    const int64_t end = s.end(i, q.size(1)), n = std::max<int64_t>(past + end - s.window, 0);
     if (choose_all(chosen, i, n, s)) continue;
     chosen.select(2, i).copy_(
-        search_blocks(qh.slice(2, i * s.block_q, s.end(i, t)), kh.slice(2, 0, n), n, s));
+        search_blocks(qh.slice(2, i * s.block_q, end), kh.slice(2, 0, n), n, s));
   }
   return chosen;
 }
@@ -154,7 +156,7 @@ void set_lists(const at::Tensor& chosen, op::AttendOptions& options) {
 
 NamedTensors core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
-  const Search s = read_search(call);
+  const Search s = read_search(call.settings);
   const int64_t t = q.size(1);
   op::AttendOptions options;
   options.causal = true;
@@ -188,6 +190,64 @@ NamedTensors core(const CoreCall& call) {
   return {{"out", dense_values(w, v)}, {"lse", lse.transpose(1, 2)}, {"indices", chosen}};
 }
 
+// q [1,T,H,D], the last T of the tokens k [1,N,Hk,D], in blocks of queries that are counted from
+// the first of all tokens. A block that has only begun is searched with the queries that are there.
+at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Search& s,
+                  double scale) {
+  const int64_t past = k.size(1) - q.size(1);
+  std::vector<at::Tensor> outs;
+  for (int64_t begin = past; begin < k.size(1);) {
+    // The rest of a block, or whole ones: lists are for blocks from the first query on.
+    const int64_t whole = begin % s.block_q == 0 ? k.size(1) : (begin / s.block_q + 1) * s.block_q;
+    const int64_t end = std::min(whole, k.size(1));
+    const at::Tensor queries = q.slice(1, begin - past, end - past);
+    const at::Tensor keys = k.slice(1, 0, end);
+    op::AttendOptions options;
+    options.causal = options.any = true;
+    options.scale = scale;
+    options.window = s.window, options.sinks = s.sinks;
+    options.q_block = s.block_q, options.k_block = s.block_k;
+    set_lists(search_fast(queries, keys, s), options);
+    outs.push_back(std::get<0>(op::attend(queries, keys, v.slice(1, 0, end), options)));
+    begin = end;
+  }
+  return at::cat(outs, 1);
+}
+
+// No parameters but the projections: any trained attention layer's weights fit.
+class HipLayer final : public CoreLayer {
+ public:
+  explicit HipLayer(const LayerConfig& config)
+      : CoreLayer("hip", config, kWindow | kKeySet,
+                  {"topk", "block_q", "block_k", "window", "sinks"}),
+        search_(read_search(settings())) {
+    options_.close();
+  }
+  bool takes(Pattern pattern) const override { return pattern == Pattern::kCausalSelf; }
+  StateSpec state(const StateRequest& request) const override {
+    StateSpec spec = AttentionLayer::state(request);
+    std::get<RowsPart>(spec.parts[0]).grouped = true;
+    return spec;
+  }
+  Traits traits() const override {
+    Traits traits = AttentionLayer::traits();
+    traits.causality = Causality::kSelectionLeaky;
+    return traits;
+  }
+
+ protected:
+  at::Tensor mix(Heads& h, op::AttendOptions options) override {
+    if (h.call.states.empty()) return CoreLayer::mix(h, options);
+    return over_states(
+        h, [&](const Sequences& part, State&, const at::Tensor& k, const at::Tensor& v) {
+          return decode(part(h.q), k, v, search_, *options.scale);
+        });
+  }
+
+ private:
+  Search search_;
+};
+
 }  // namespace
 
 void register_hip(Registry& registry) {
@@ -216,7 +276,11 @@ void register_hip(Registry& registry) {
   tests.timed = {{"topk", "512"}};
   tests.always = {{"topk", "16"}, {"block_q", "8"}, {"window", "12"}, {"sinks", "3"}};
   tests.tries = {{{{"topk", "12"}, {"block_q", "16"}, {"block_k", "3"}, {"window", "5"}}, {}, {}}};
+  // Blocks of one query: what a token reads then hangs on no later one, however the text is cut.
+  tests.layer.options = R"({"topk": 8, "block_q": 1, "window": 4, "sinks": 2})";
+  tests.layer.smooth = R"({"topk": 64, "block_q": 1, "window": 4, "sinks": 2})";
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<HipLayer>(config); };
   registry.add(std::move(m));
 }
 
