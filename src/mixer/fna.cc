@@ -18,6 +18,7 @@ void register_fna(Registry& registry) {
       "heed apply fna --in IN.safetensors --out OUT.safetensors --set grid=6x6 --set window=3x4";
   m.core = neighborhood;
   m.causality = neighborhood_causality;
+  m.layer = [](const LayerConfig& config) { return make_neighborhood_layer("fna", false, config); };
   registry.add(std::move(m));
 }
 

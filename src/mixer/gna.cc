@@ -18,6 +18,7 @@ void register_gna(Registry& registry) {
       "--set stride=2x3";
   m.core = neighborhood;
   m.causality = neighborhood_causality;
+  m.layer = [](const LayerConfig& config) { return make_neighborhood_layer("gna", true, config); };
   registry.add(std::move(m));
 }
 

@@ -4,6 +4,7 @@
 
 #include "io/error.h"
 #include "mixer/common/attend_core.h"
+#include "mixer/common/core_layer.h"
 #include "mixer/common/dense_attention.h"
 #include "op/layout.h"
 
@@ -45,22 +46,26 @@ Rule read_rule(const CoreCall& call) {
   return rule;
 }
 
-// bool [L,L]: what place i of one axis sees, word by word as in NATTEN's reference.
+// The keys [start, end) of place u of one axis without dilation, word by word as in NATTEN's
+// reference.
+std::pair<int64_t, int64_t> places(int64_t u, const kernel::Axis& axis) {
+  const int64_t n = axis.length, w = axis.window, s = axis.stride;
+  if (axis.causal) {
+    const int64_t e = std::min((u / s) * s + s - 1, n - 1);
+    return {std::max<int64_t>(e - w + 1, 0), u + 1};
+  }
+  const int64_t e = std::min((u / s) * s + s / 2, n - 1);
+  const int64_t start = std::min(std::max<int64_t>(e - w / 2, 0), n - w);
+  return {start, start + w};
+}
+
+// bool [L,L]: what place i of one axis sees.
 at::Tensor visible_places(int64_t length, int64_t w, int64_t d, int64_t s, bool causal) {
   const at::Tensor visible = at::zeros({length, length}, at::kBool);
   auto pairs = visible.accessor<bool, 2>();
   for (int64_t i = 0; i < length; ++i) {
-    const int64_t g = i % d, u = i / d, n = (length - g + d - 1) / d;
-    int64_t start = 0, end = 0;
-    if (causal) {
-      const int64_t e = std::min((u / s) * s + s - 1, n - 1);
-      start = std::max<int64_t>(e - w + 1, 0);
-      end = u + 1;
-    } else {
-      const int64_t e = std::min((u / s) * s + s / 2, n - 1);
-      start = std::min(std::max<int64_t>(e - w / 2, 0), n - w);
-      end = start + w;
-    }
+    const int64_t g = i % d;
+    const auto [start, end] = places(i / d, {(length - g + d - 1) / d, w, s, causal});
     for (int64_t place = start; place < end; ++place) pairs[i][place * d + g] = true;
   }
   return visible;
@@ -133,7 +138,73 @@ std::tuple<at::Tensor, at::Tensor> recurrent(const CoreCall& call, const Rule& r
   return {at::cat(outs, 1), at::cat(lses, 1)};
 }
 
+std::vector<std::string> options_of_layer(bool strided) {
+  std::vector<std::string> names = {"window", "dilation", "causal", "scale"};
+  if (strided) names.push_back("stride");
+  return names;
+}
+
+class NeighborhoodLayer final : public CoreLayer {
+ public:
+  NeighborhoodLayer(const std::string& id, bool strided, const LayerConfig& config)
+      : CoreLayer(id, config, kRotation | kKeySet | kWindow, options_of_layer(strided)) {
+    options_.close();
+    const auto one = [&](const char* name) {
+      return settings().ints(name) == std::vector<int64_t>{1};
+    };
+    const std::vector<int64_t>& window = settings().ints("window");
+    slides_ = window.size() == 1 && one("dilation") && (!strided || one("stride"));
+    if (slides_) set_window(window[0]);
+  }
+  bool takes(Pattern pattern) const override {
+    return pattern == Pattern::kNoncausalSelf || (slides_ && pattern == Pattern::kCausalSelf);
+  }
+
+ protected:
+  op::AttendOptions options(const at::Tensor& x, const Heads& h) const override {
+    op::AttendOptions options = CoreLayer::options(x, h);
+    options.scale = settings().number("scale", *options.scale);
+    return options;
+  }
+  at::Tensor mix(Heads& h, op::AttendOptions options) override {
+    if (h.call.pattern == Pattern::kNoncausalSelf) return CoreLayer::mix(h, options);
+    if (h.call.grid.rank > 1) {
+      throw UsageError("mixer {}: causal self attention is over one axis, the grid has {}", id(),
+                       h.call.grid.rank);
+    }
+    return AttentionLayer::mix(h, options);
+  }
+
+ private:
+  bool slides_ = false;
+};
+
 }  // namespace
+
+TileSpeedup tile_speedup(const std::vector<kernel::Axis>& axes, const std::vector<int64_t>& q_tile,
+                         const std::vector<int64_t>& k_tile) {
+  TileSpeedup speedup{1, 1};
+  for (size_t a = 0; a < axes.size(); ++a) {
+    const int64_t length = axes[a].length, tq = q_tile[a], tk = k_tile[a];
+    const auto tiles = static_cast<double>((length + tk - 1) / tk);
+    int64_t most = 0, sum = 0, count = 0;
+    for (int64_t q0 = 0; q0 < length; q0 += tq, ++count) {
+      const int64_t start = places(q0, axes[a]).first;
+      const int64_t end = places(std::min(q0 + tq, length) - 1, axes[a]).second;
+      const int64_t visited = (end + tk - 1) / tk - start / tk;
+      most = std::max(most, visited);
+      sum += visited;
+    }
+    speedup.worst *= tiles / static_cast<double>(most);
+    speedup.mean *= tiles * static_cast<double>(count) / static_cast<double>(sum);
+  }
+  return speedup;
+}
+
+std::unique_ptr<Layer> make_neighborhood_layer(const std::string& id, bool strided,
+                                               const LayerConfig& config) {
+  return std::make_unique<NeighborhoodLayer>(id, strided, config);
+}
 
 NamedTensors neighborhood(const CoreCall& call) {
   const Rule rule = read_rule(call);
@@ -182,6 +253,8 @@ void set_neighborhood_row(Card& card, bool strided) {
   grid("8x10", 80, {{"window", "4x3"}, {"dilation", "2x3"}});
   grid("4x5x6", 120, {{"window", "2x3x4"}, {"causal", "0x1x0"}});
   grid("50", 50, {{"window", "6"}, {"dilation", "3"}, {"causal", "true"}});
+  tests.layer = {
+      strided ? R"({"window": 5, "dilation": 1, "stride": 1})" : R"({"window": 5})", "", {}};
   if (strided) {
     grid("12x8", 96, {{"window", "6x4"}, {"stride", "6x2"}});
     grid("5x13", 65, {{"window", "3x6"}, {"stride", "2x5"}, {"causal", "0x1"}});
