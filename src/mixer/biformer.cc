@@ -5,6 +5,7 @@
 
 #include "io/error.h"
 #include "mixer/common/attend_core.h"
+#include "mixer/common/core_layer.h"
 #include "mixer/common/dense_attention.h"
 #include "op/layout.h"
 
@@ -84,6 +85,38 @@ NamedTensors core(const CoreCall& call) {
   return {{"out", out}, {"indices", chosen}};
 }
 
+// q, k, v and the last projection with biases, the local part a depthwise convolution with one (of
+// side `lepe`, 5; 0: none).
+class BiformerLayer final : public CoreLayer {
+ public:
+  explicit BiformerLayer(const LayerConfig& config)
+      : CoreLayer("biformer", with_biases(config), kRotation | kKeySet | kWindow | kAllHeads,
+                  {"regions", "topk", "scale"}) {
+    const int64_t side = options_.integer("lepe", 5, 0);
+    options_.close();
+    if (side == 0) return;
+    if (side % 2 == 0) throw UsageError("mixer biformer: lepe is {}, expected an odd side", side);
+    const int64_t channels = view().heads * view().value_dim;
+    const double bound = 1 / static_cast<double>(side);  // of a convolution with side^2 inputs
+    params_.tensor(weight_, "lepe.weight", init_uniform({channels, side, side}, bound));
+    params_.tensor(bias_, "lepe.bias", init_uniform({channels}, bound));
+  }
+  bool takes(Pattern pattern) const override { return pattern == Pattern::kNoncausalSelf; }
+
+ protected:
+  void more_inputs(const Heads& h, const Sequences& part, CoreCall& call) override {
+    if (!weight_.defined()) return;
+    call.in["lepe_weight"] = weight_, call.in["lepe_bias"] = bias_;
+  }
+
+ private:
+  static LayerConfig with_biases(LayerConfig config) {
+    config.qkv_bias = config.out_bias = true;
+    return config;
+  }
+  at::Tensor weight_, bias_;
+};
+
 }  // namespace
 
 void register_biformer(Registry& registry) {
@@ -113,7 +146,9 @@ void register_biformer(Registry& registry) {
   tests.always = {{"grid", "6x8"}, {"regions", "2"}, {"topk", "2"}};
   tests.tries = {{{{"grid", "9x6"}, {"regions", "3"}, {"topk", "4"}}, {{"T", 54}}, {}},
                  {{{"topk", "9"}}, {}, {"lepe_weight", "lepe_bias"}}};
+  tests.layer = {R"({"regions": 2, "topk": 2, "lepe": 3})", R"({"regions": 2, "lepe": 3})", {6, 8}};
   m.core = core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<BiformerLayer>(config); };
   registry.add(std::move(m));
 }
 
