@@ -513,7 +513,7 @@ void Rows::check_truncate(int64_t length) const {
   if (length < 0 || length > length_) {
     throw UsageError("a state of {} tokens cannot be cut to {}", length_, length);
   }
-  if (length == length_) return;
+  if (length == length_ || length == 0) return;  // nothing needs none of the rows
   for (const HeadProgram& p : part_.programs) {
     if (!p.full() && length_ > p.sinks + p.window) {
       throw Error(
@@ -528,6 +528,7 @@ void Rows::truncate(int64_t length) {
   check_truncate(length);
   if (length == length_) return;
   for (Group& group : groups_) {
+    if (length == 0) group.mean.reset();
     if (paged(group)) {
       const size_t pages = (length + kPage - 1) / kPage;
       group.blocks.resize(pages);
