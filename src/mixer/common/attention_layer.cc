@@ -66,15 +66,15 @@ AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config,
       index_(config.layer),
       hidden_(config.hidden) {
   view_.heads = options_.heads();
+  view_.head_dim = view_.value_dim = options_.head_dim();
+  if (own & kProjections) return;
   const bool grouped = config.kv_heads > 0 && config.heads == view_.heads && !(own & kAllHeads);
   view_.kv_heads = options_.integer("kv_heads", grouped ? config.kv_heads : view_.heads);
-  view_.head_dim = view_.value_dim = options_.head_dim();
   if (!(own & kWindow)) view_.window = options_.integer("window", config.window, 0);
   if (view_.heads % view_.kv_heads != 0 || (own & kAllHeads && view_.heads != view_.kv_heads)) {
     throw UsageError("mixer {}: {} heads {} {} key/value heads", id, view_.heads,
                      own & kAllHeads ? "need as many, not" : "are no multiple of", view_.kv_heads);
   }
-  if (own & kProjections) return;
   if (options_.has("rope_theta")) {
     RopeConfig rope;
     rope.base = options_.number("rope_theta", 0);
