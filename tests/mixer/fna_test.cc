@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "io/error.h"
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -73,6 +75,56 @@ TEST(Fna, OutsideItsBoundsIsRefused) {
   EXPECT_THROW(out("fna", in, "naive", {{"window", "1"}}), std::exception);
   EXPECT_THROW(out("fna", in, "parallel", {{"window", "11"}, {"dilation", "3"}}), std::exception);
   EXPECT_THROW(out("fna", in, "parallel", {{"window", "2"}, {"grid", "4x7"}}), std::exception);
+}
+
+TEST(Fna, DilationSplitsIntoGroups) {
+  const NamedTensors in = inputs(36, 6);
+  for (const char* causal : {"false", "true"}) {
+    for (const char* form : {"naive", "parallel"}) {
+      const at::Tensor y =
+          out("fna", in, form, {{"window", "5"}, {"dilation", "3"}, {"causal", causal}});
+      for (int64_t g = 0; g < 3; ++g) {
+        NamedTensors group;
+        for (const auto& [name, t] : in) group[name] = t.slice(1, g, 36, 3);
+        EXPECT_LE(relative_error(y.slice(1, g, 36, 3),
+                                 out("fna", group, form, {{"window", "5"}, {"causal", causal}})),
+                  2e-6)
+            << form << g;
+      }
+    }
+  }
+}
+
+TEST(Fna, WindowsOnlyMoveOn) {
+  for (const char* causal : {"false", "true"}) {
+    const at::Tensor seen =
+        weights("fna", "parallel", 29, {{"window", "6"}, {"causal", causal}}).gt(0).to(at::kLong);
+    const at::Tensor first = seen.argmax(1), end = first.add(seen.sum(1));
+    EXPECT_TRUE(first.slice(0, 1).ge(first.slice(0, 0, 28)).all().item<bool>()) << causal;
+    EXPECT_TRUE(end.slice(0, 1).ge(end.slice(0, 0, 28)).all().item<bool>()) << causal;
+  }
+}
+
+// As causal self attention the layer is a sliding window; noncausal it takes a grid of any rank.
+TEST(Fna, TheLayerSlidesAndTakesGrids) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4, config.kv_heads = 2;
+  config.options = {{"window", 5}};
+  at::manual_seed(7);
+  const auto layer = make_layer("fna", config), plain = make_layer("softmax", config);
+  for (auto& [name, t] : plain->parameters()) t.copy_(layer->parameters().at(name));
+  const at::Tensor x = at::randn({2, 24, 32});
+  Call call;
+  EXPECT_LE(relative_error(layer->forward(x, call), plain->forward(x, call)), 2e-6);
+  EXPECT_EQ(layer->make_state()->spec().bytes(1000), layer->make_state()->spec().bytes(100));
+  config.options = {{"window", {2, 3}}, {"causal", {1, 0}}};
+  const auto grid = make_layer("fna", config);
+  EXPECT_FALSE(grid->takes(Pattern::kCausalSelf));
+  call.pattern = Pattern::kNoncausalSelf;
+  call.grid = {2, {4, 6, 0}};
+  EXPECT_EQ(grid->forward(x, call).sizes(), x.sizes());
+  call.grid = {2, {4, 5, 0}};
+  EXPECT_THROW(grid->forward(x, call), UsageError);
 }
 
 }  // namespace

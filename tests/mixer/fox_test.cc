@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -54,6 +55,41 @@ TEST(Fox, GatesThatAreNotFiniteAreRefused) {
   NamedTensors in = inputs(5, 4);
   in["log_decay"].fill_(-INFINITY);
   EXPECT_THROW(out("fox", in, "naive"), std::exception);
+}
+
+// Sums that begin anew every few tokens change nothing, in a fork neither; however rows are laid
+// out.
+TEST(Fox, TheLayersSumsBeginAnew) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4, config.kv_heads = 2;
+  at::manual_seed(5);
+  const auto layer = make_layer("fox", config);
+  layer->parameters().at("f_proj.bias").copy_(at::tensor({-6.0, -0.1, 3.0, -20.0}));
+  for (auto& [name, t] : layer->parameters()) {
+    if (t.dim() == 2) t.mul_(6.0);
+  }
+  const at::Tensor x = at::randn({1, 90, 32});
+  const auto run = [&](State& state, int64_t begin, int64_t end, int64_t step) {
+    std::vector<at::Tensor> parts;
+    for (; begin < end; begin += step) {
+      Call call;
+      call.states = {&state};
+      parts.push_back(layer->forward(x.slice(1, begin, std::min(begin + step, end)), call));
+    }
+    return at::cat(parts, 1);
+  };
+  Call call;
+  const at::Tensor want = layer->forward(x, call);
+  for (const bool grouped : {false, true}) {
+    StateSpec spec = layer->state();
+    std::get<RowsPart>(spec.parts[0]).grouped = grouped;
+    State state(spec);
+    EXPECT_LE(relative_error(run(state, 0, 70, 7), want.slice(1, 0, 70)), 5e-6) << grouped;
+    const auto fork = state.fork();
+    EXPECT_LE(relative_error(run(state, 70, 90, 1), want.slice(1, 70)), 5e-6) << grouped;
+    EXPECT_LE(relative_error(run(*fork, 70, 90, 4), want.slice(1, 70)), 5e-6) << grouped;
+    EXPECT_LE(state.tensor(1).abs().max().item<double>(), 64 + 40) << "a sum that only grows";
+  }
 }
 
 }  // namespace

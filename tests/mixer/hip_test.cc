@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -62,6 +63,50 @@ TEST(Hip, FindsASinglePeak) {
     const at::Tensor chosen = run(in, form, kSmall).at("indices").select(2, 18).flatten();
     EXPECT_TRUE(chosen.eq(50).any().item<bool>()) << form;
   }
+}
+
+// Of independent scores the search finds more of the largest than a choice at random would.
+TEST(Hip, RecallsMoreThanChance) {
+  NamedTensors in = inputs(4);
+  const at::Tensor chosen = run(in, "parallel", kSmall).at("indices").select(2, 18);  // [B,H,8]
+  const int64_t n = kT - 10;
+  const at::Tensor q = in["q"].slice(1, 288, kT).transpose(1, 2);
+  const at::Tensor k = in["k"].slice(1, 0, n).repeat_interleave(2, 2).transpose(1, 2);
+  const at::Tensor score = at::matmul(q, k.transpose(2, 3)).amax(2);  // [B,H,n]
+  const at::Tensor top = std::get<1>(score.topk(16, -1));
+  const at::Tensor found =
+      at::floor_divide(top, 2).unsqueeze(3).eq(chosen.unsqueeze(2)).any(3).to(at::kFloat);
+  EXPECT_GT(found.mean().item<double>(), 16.0 / static_cast<double>(n));
+}
+
+// Blocks of one query: the layer's text may be cut anywhere (layer_property_test). Larger blocks:
+// cut where blocks end it is the same too; a budget of everything is softmax attention.
+TEST(Hip, TheLayerGoesBlockByBlock) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4, config.kv_heads = 2;
+  config.options = {{"topk", 8}, {"block_q", 8}, {"window", 6}, {"sinks", 2}};
+  at::manual_seed(5);
+  const auto layer = make_layer("hip", config);
+  for (auto& [name, t] : layer->parameters()) t.mul_(10);
+  const at::Tensor x = at::randn({1, 60, 32});
+  Call whole;
+  const at::Tensor want = layer->forward(x, whole);
+  const auto state = layer->make_state();
+  std::vector<at::Tensor> parts;
+  for (const auto& [begin, end] : {std::pair{0, 24}, {24, 32}, {32, 60}}) {
+    Call call;
+    call.states = {state.get()};
+    parts.push_back(layer->forward(x.slice(1, begin, end), call));
+  }
+  EXPECT_LE(relative_error(at::cat(parts, 1), want), 5e-6);
+  config.options = Json::object();
+  const auto plain = make_layer("softmax", config);
+  for (auto& [name, t] : plain->parameters()) t.copy_(layer->parameters().at(name));
+  const at::Tensor dense = plain->forward(x, whole);
+  EXPECT_GT(relative_error(want, dense), 1e-3);
+  const auto wide = make_layer("hip", config);
+  for (auto& [name, t] : wide->parameters()) t.copy_(layer->parameters().at(name));
+  EXPECT_LE(relative_error(wide->forward(x, whole), dense), 5e-6);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "io/error.h"
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -42,6 +44,75 @@ TEST(Karat, IsLinearInTheCoefficientsAndEvenInTheCosines) {
     EXPECT_LE(relative_error(out(twice, form), y.mul(2.0)), 2e-6) << form;
     EXPECT_LE(relative_error(out(turned, form), y), 2e-6) << form;
   }
+}
+
+TEST(Karat, MixesWithARankOfAtMostR) {
+  NamedTensors in = inputs(3);
+  in["v"] = at::eye(70).view({1, 70, 1, 70}).expand({2, 70, 3, 70}).contiguous();
+  for (const char* form : {"naive", "parallel"}) {
+    const at::Tensor map = out(in, form).select(2, 1)[0].to(at::kDouble);  // [T,T]
+    const at::Tensor values = std::get<1>(at::linalg_svd(map));
+    EXPECT_GT(values[1].item<double>(), 1e-3 * values[0].item<double>()) << form;
+    EXPECT_LT(values[2].item<double>(), 1e-5 * values[0].item<double>()) << form;
+  }
+}
+
+TEST(Karat, HasThePeriodOfItsSeries) {
+  NamedTensors in = inputs(4), turned = in;
+  const double pi = std::acos(-1.0);
+  // One more dimension adds 2 pi to every logit.
+  const at::Tensor q = at::full({2, 70, 3, 1}, 2 * pi * 3), ones = at::ones({2, 70, 3, 1});
+  in["q"] = at::cat({in["q"], at::zeros_like(q)}, 3), in["k"] = at::cat({in["k"], ones}, 3);
+  turned["q"] = at::cat({turned["q"], q}, 3), turned["k"] = in["k"];
+  for (const char* form : {"naive", "parallel"}) {
+    EXPECT_LE(relative_error(out(turned, form), out(in, form)), 1e-4) << form;  // angles round
+    const SettingList silu = {{"base", "silu"}};
+    EXPECT_GT(relative_error(out(turned, form, silu), out(in, form, silu)), 1e-2) << form;
+  }
+}
+
+TEST(Karat, EqualLogitsGiveEqualRows) {
+  NamedTensors in = inputs(5);
+  in["q"] = in["q"].slice(1, 0, 1).expand_as(in["q"]).contiguous();
+  for (const char* form : {"naive", "parallel"}) {
+    const at::Tensor y = out(in, form, {{"base", "silu"}});
+    EXPECT_LE(relative_error(y, y.slice(1, 0, 1).expand_as(y)), 2e-6) << form;
+  }
+}
+
+// d phi / dx = sum_m m (b cos(m x) - a sin(m x)), with one key, rank 1 and widths of 1.
+TEST(Karat, TheDerivativeIsThatOfTheSeries) {
+  at::manual_seed(6);
+  NamedTensors in = {{"q", at::randn({1, 9, 1, 1})},      {"k", at::full({1, 1, 1, 1}, 0.7)},
+                     {"v", at::full({1, 1, 1, 1}, 1.0)},  {"a", at::randn({1, 1, 1, 5})},
+                     {"b", at::randn({1, 1, 1, 5})},      {"w", at::ones({1, 1, 1})},
+                     {"grad_out", at::ones({1, 9, 1, 1})}};
+  const at::Tensor m = at::arange(1, 6, at::kDouble);
+  const at::Tensor angle = in["q"].flatten().to(at::kDouble).mul(0.7).unsqueeze(1).mul(m);
+  const at::Tensor want = in["b"]
+                              .flatten()
+                              .mul(at::cos(angle))
+                              .sub(in["a"].flatten().mul(at::sin(angle)))
+                              .mul(m)
+                              .sum(1)
+                              .mul(0.7);
+  for (const char* form : {"naive", "parallel"}) {
+    const at::Tensor grad =
+        testing::run(find_mechanism("karat"), in, form, {}, at::kFloat, true).at("grad_q");
+    EXPECT_LE(relative_error(grad.flatten(), want), 1e-5) << form;
+  }
+}
+
+TEST(Karat, TheLayerIsForItsNumberOfTokens) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4;
+  EXPECT_THROW(make_layer("karat", config), UsageError);
+  config.options = {{"tokens", 20}};
+  const auto layer = make_layer("karat", config);
+  Call call;
+  call.pattern = Pattern::kNoncausalSelf;
+  EXPECT_EQ(layer->forward(at::randn({2, 20, 32}), call).size(1), 20);
+  EXPECT_THROW(layer->forward(at::randn({2, 21, 32}), call), UsageError);
 }
 
 }  // namespace

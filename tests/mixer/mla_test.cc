@@ -2,6 +2,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "io/error.h"
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -39,6 +41,27 @@ TEST(Mla, WithIdentityMapsIsSoftmaxAttentionOverTheLatents) {
   for (const char* absorbed : {"false", "true"}) {
     EXPECT_LE(relative_error(out(in, "parallel", absorbed), want), 4e-6) << absorbed;
   }
+}
+
+// The cache holds the latents and one rotated key a token; queries and latents may be of low rank.
+TEST(Mla, TheLayerKeepsLatentsAlone) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4;
+  config.options = {{"kv_rank", 20}, {"rope_dim", 6}, {"nope_dim", 7}, {"v_dim", 5}, {"q_rank", 9}};
+  at::manual_seed(3);
+  const auto layer = make_layer("mla", config);
+  for (auto& [name, t] : layer->parameters()) t.mul_(4.0);
+  const at::Tensor x = at::randn({1, 50, 32});
+  Call whole, step;
+  const at::Tensor want = layer->forward(x, whole);
+  const auto state = layer->make_state();
+  step.states = {state.get()};
+  std::vector<at::Tensor> parts = {layer->forward(x.slice(1, 0, 48), step)};
+  for (const int64_t t : {48, 49}) parts.push_back(layer->forward(x.slice(1, t, t + 1), step));
+  EXPECT_LE(relative_error(at::cat(parts, 1), want), 5e-6);
+  EXPECT_EQ(std::get<RowsPart>(layer->state().parts[0]).formula_bytes(50), 50 * (20 + 6) * 4);
+  config.options = {{"window", 8}};
+  EXPECT_THROW(make_layer("mla", config), UsageError);
 }
 
 }  // namespace

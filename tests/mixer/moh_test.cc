@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -56,6 +57,74 @@ TEST(Moh, NormGatesKeepSharedHeadsAndTheLongestQueries) {
   const at::Tensor g = run(in, {{"gate", "norm"}}).at("gates");
   const at::Tensor want = at::tensor({1.0, 1.0, 0.0, 1.0}, at::kFloat).expand_as(g);
   EXPECT_TRUE(g.equal(want));
+}
+
+TEST(Moh, AnEqualRouterWithAllHeadsActiveIsPlainAttention) {
+  NamedTensors in = inputs(5);
+  for (const char* name : {"shared_logits", "routed_logits", "branch_logits"}) in[name].zero_();
+  const NamedTensors plain = {{"q", in.at("q")}, {"k", in.at("k")}, {"v", in.at("v")}};
+  const at::Tensor want = testing::run(find_mechanism("softmax"), plain, "parallel", {}).at("out");
+  for (const char* form : {"naive", "parallel"}) {
+    EXPECT_LE(relative_error(run(in, {{"topk", "3"}}, form).at("out"), want), 2e-6) << form;
+  }
+}
+
+TEST(Moh, SkippingHeadsIsMaskingThem) {
+  NamedTensors in = inputs(6);
+  const NamedTensors heads = run(in, {{"topk", "1"}});
+  in["wo"] = at::randn({4, 6, 5});
+  const at::Tensor y = run(in, {{"topk", "1"}}).at("out");
+  const at::Tensor& g = heads.at("gates");
+  for (int64_t t = 0; t < 30; t += 7) {
+    at::Tensor sum = at::zeros({5});
+    int read = 0;
+    for (int64_t h = 0; h < 4; ++h) {
+      if (g[0][t][h].item<double>() == 0) {
+        EXPECT_TRUE(heads.at("out")[0][t][h].eq(0).all().item<bool>());
+        continue;
+      }
+      ++read;
+      sum = sum.add(at::matmul(heads.at("out")[0][t][h], in["wo"][h]));
+    }
+    EXPECT_EQ(read, 2);
+    EXPECT_LE(relative_error(y[0][t], sum), 2e-6);
+  }
+}
+
+// Routers of zeros, all heads active: the layer is softmax attention's; the loss is K times its
+// coefficient; the gate "norm" leaves out the heads with the shortest queries.
+TEST(Moh, TheLayersRoutersAndLoss) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 8;
+  config.options = {{"shared", 2}, {"topk", 6}};
+  at::manual_seed(1);
+  const auto layer = make_layer("moh", config);
+  config.options = Json::object();
+  const auto plain = make_layer("softmax", config);
+  const at::Tensor x = at::randn({2, 9, 32});
+  for (auto& [name, t] : plain->parameters()) t.copy_(layer->parameters().at(name));
+  for (const char* name : {"router.weight", "shared_router.weight", "branch_router.weight"}) {
+    layer->parameters().at(name).zero_();
+  }
+  Aux aux;
+  Call call, other;
+  call.aux = &aux;
+  EXPECT_LE(relative_error(layer->forward(x, call), plain->forward(x, other)), 2e-6);
+  EXPECT_NEAR(aux.losses().at("moh").item<double>(), 0.01 * 6, 1e-6);
+
+  config.options = {{"gate", "norm"}, {"shared", 4}, {"topk", 3}};
+  at::manual_seed(1);
+  const auto norm = make_layer("moh", config);
+  for (auto& [name, t] : norm->parameters()) t.copy_(layer->parameters().at(name));
+  norm->parameters().at("q_proj.weight").slice(0, 24, 28).mul_(1e-3);  // head 6
+  plain->parameters().at("q_proj.weight").slice(0, 24, 28).mul_(1e-3);
+  plain->parameters().at("o_proj.weight").slice(1, 24, 28).zero_();
+  EXPECT_LE(relative_error(norm->forward(x, other), plain->forward(x, other)), 2e-6);
+  for (auto& [name, t] : norm->parameters()) t.requires_grad_();
+  const at::AutoGradMode mode(true);
+  const at::Tensor y = norm->forward(x, other);
+  EXPECT_LE(relative_error(y.detach(), plain->forward(x, other)), 2e-6) << "straight through";
+  EXPECT_TRUE(y.requires_grad());
 }
 
 }  // namespace

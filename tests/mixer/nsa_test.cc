@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "mixer/registry.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -62,6 +63,27 @@ TEST(Nsa, GivenIndicesReplaceTheChoice) {
     const at::Tensor want = testing::run(find_mechanism("softmax"), cut, "parallel", {}).at("out");
     EXPECT_LE(relative_error(y.slice(1, 8), want), 2e-6) << form;
   }
+}
+
+// The layer keeps one mean a block; its rows of either length go back together.
+TEST(Nsa, TheLayerKeepsMeansOfBlocks) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4, config.kv_heads = 2;
+  config.options = {{"block", 8}, {"blocks", 3}, {"window", 0}};
+  at::manual_seed(4);
+  const auto layer = make_layer("nsa", config);
+  for (auto& [name, t] : layer->parameters()) t.mul_(6.0);
+  const at::Tensor x = at::randn({1, 70, 32});
+  Call whole, first, again;
+  const at::Tensor want = layer->forward(x, whole);
+  const auto state = layer->make_state();
+  first.states = again.states = {state.get()};
+  layer->forward(x.slice(1, 0, 63), first);
+  EXPECT_EQ(state->rows(1).length(), 7);
+  state->truncate(41);
+  EXPECT_EQ(state->rows(1).length(), 5);
+  EXPECT_LE(relative_error(layer->forward(x.slice(1, 41), again), want.slice(1, 41)), 5e-6);
+  EXPECT_EQ(state->rows(1).length(), 8);
 }
 
 }  // namespace
