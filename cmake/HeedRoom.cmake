@@ -32,6 +32,15 @@ if(HEED_FUZZ)
   add_compile_options(-fsanitize=fuzzer-no-link)
 endif()
 
+# Half of what a file that sees PyTorch costs is reading the precompiled header and instantiating what all of
+# them instantiate: together several cost little more than one. Their anonymous namespaces are one, then.
+option(HEED_UNITY "Compile the files of a room that see PyTorch several at a time" ON)
+function(heed_unity target)
+  if(HEED_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+  endif()
+endfunction()
+
 function(heed_room name)
   cmake_parse_arguments(R "TORCH" "" "DEPENDS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
@@ -51,6 +60,7 @@ function(heed_room name)
   if(R_TORCH)
     target_link_libraries(heed_${name} PUBLIC heed::torch heed::fmt)  # as heed_pch: equal flags
     target_precompile_headers(heed_${name} REUSE_FROM heed_pch)
+    heed_unity(heed_${name})
   endif()
 endfunction()
 

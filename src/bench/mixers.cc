@@ -22,7 +22,7 @@ using mixer::Mechanism;
 using mixer::Settings;
 using mixer::Try;
 
-constexpr int64_t kHeads = 4;
+constexpr int64_t kTimedHeads = 4;
 
 // Sides of a grid of so many tokens, as near to a square as their number allows: "64x64".
 std::string grid_of(int64_t tokens) {
@@ -41,7 +41,7 @@ Try timed_call(const Mechanism& m, int64_t tokens) {
   if (grid != nullptr && grid->required) call.settings.emplace_back("grid", grid_of(tokens));
   call.sizes = {{tests.queries, tokens}, {tests.keys, tokens}};
   if (!tests.batch.empty()) call.sizes.emplace(tests.batch, 1);
-  for (const std::string& heads : tests.heads) call.sizes.emplace(heads, kHeads);
+  for (const std::string& heads : tests.heads) call.sizes.emplace(heads, kTimedHeads);
   for (const auto& [name, size] : tests.large) call.sizes.emplace(name, size);
   return call;
 }

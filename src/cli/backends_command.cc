@@ -10,7 +10,7 @@
 namespace heed::cli {
 namespace {
 
-struct Options {
+struct BackendsArguments {
   CommonOptions common;
   std::string engine, shape;
 };
@@ -37,7 +37,7 @@ heed_dtype dtype_of(const std::string& name) {
 
 const char* device_name(int32_t device) { return device == HEED_CUDA ? "cuda" : "cpu"; }
 
-Json describe(const op::Engine& engine, const Options& options) {
+Json describe(const op::Engine& engine, const BackendsArguments& options) {
   const kernel::CallFields& fields = engine.fields();
   Json tensors = Json::array(), settings = Json::array(), backends = Json::array();
   for (const auto& field : fields.tensors) {
@@ -97,7 +97,7 @@ void print(const Json& engine, bool fields) {
 void add_backends(CLI::App& app) {
   auto* command = app.add_subcommand(
       "backends", "Show the engines' calls, and which backend takes a call, or why not");
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<BackendsArguments>();
   command->add_option("ENGINE", options->engine, "Only this engine, with its tensors and options");
   command->add_option("--shape", options->shape,
                       "Sizes of the call asked about, as in T=4096,C=1024 (others: 64, B: 1)");

@@ -15,7 +15,7 @@
 namespace heed::cli {
 namespace {
 
-struct Options {
+struct PlanArguments {
   CommonOptions common;
   plan::MakeOptions make;
   std::string model, method = "heed", kv_dtype;
@@ -25,7 +25,7 @@ struct Options {
 
 // What a method makes no use of is refused. Budget 1 is the end of every method's scale, where all
 // heads are full: it takes what the budgets below it take.
-void check_method(const CLI::App& command, const Options& o) {
+void check_method(const CLI::App& command, const PlanArguments& o) {
   const std::string why = "has no effect with --method " + o.method;
   switch (o.make.method) {
     case plan::Method::kHeed:
@@ -49,7 +49,7 @@ void check_method(const CLI::App& command, const Options& o) {
   }
 }
 
-void run(const CLI::App& command, Options& o) {
+void run(const CLI::App& command, PlanArguments& o) {
   o.make.method = plan::method_from_name(o.method);
   check_method(command, o);
   if (o.common.out.empty()) o.common.out = "plan.json";
@@ -77,7 +77,7 @@ void run(const CLI::App& command, Options& o) {
   }
 }
 
-void add_search(CLI::App* command, Options& o) {
+void add_search(CLI::App* command, PlanArguments& o) {
   auto& make = o.make;
   command->add_option("--budget", make.budget, "Share of the dense cache, above 0 and at most 1")
       ->check(real(0, 1, true))
@@ -130,7 +130,7 @@ void add_search(CLI::App* command, Options& o) {
 void add_plan(CLI::App& app) {
   auto* command = app.add_subcommand(
       "plan", "Choose a cache program for every KV head under a budget; writes a plan file");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<PlanArguments>();
   o->common.add_model(command, o->model);
   add_search(command, *o);
   add_kv_dtype(command, o->kv_dtype);

@@ -8,7 +8,7 @@
 namespace heed::mixer {
 namespace {
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors aaren_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k");
   const at::ScalarType type = k.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const double scale = scan_options(call, q).scale;
@@ -45,7 +45,7 @@ void register_aaren(Registry& registry) {
                           output("final_u", "B,H,V"), output("final_w", "B,H")};
   m.card.apply.forms = {"chunked", "naive", "recurrent"};
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = aaren_core;
   registry.add(std::move(m));
 }
 

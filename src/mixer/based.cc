@@ -16,11 +16,6 @@ at::Tensor features(const at::Tensor& x, double scale) {
   return at::cat({at::ones_like(y.slice(-1, 0, 1)), y, pairs}, -1);
 }
 
-// v with a column of ones: one sum then carries the numerator and, in the last column, the divisor.
-at::Tensor with_ones(const at::Tensor& v) {
-  return at::cat({v, at::ones_like(v.slice(-1, 0, 1))}, -1);
-}
-
 // Weights 1 + u + u^2/2 over the keys that are seen.
 at::Tensor naive_sums(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
                       bool causal) {
@@ -35,7 +30,7 @@ at::Tensor summed(const at::Tensor& f, const at::Tensor& v) {
   return at::matmul(f.permute({0, 2, 3, 1}), v.transpose(1, 2));
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors based_core(const CoreCall& call) {
   const bool causal = call.settings.flag("causal");
   const at::ScalarType type = call.get("v").scalar_type();
   const at::ScalarType compute = type == at::kDouble ? at::kDouble : at::kFloat;
@@ -113,7 +108,7 @@ void register_based(Registry& registry) {
   m.card.tests.sizes = {{"D", 4}, {"V", 5}};
   m.card.tests.large = {{"D", 16}, {"V", 64}};
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = based_core;
   // A sum of features: its count outweighs the linear part, so that no divisor is near 0.
   m.fit_inputs = [](NamedTensors& in, const Settings&) {
     const auto z = in.find("initial_z");

@@ -42,7 +42,7 @@ at::Tensor local_part(const at::Tensor& v, const at::Tensor& weight, const at::T
   return y.flatten(2).transpose(1, 2).reshape(v.sizes());
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors biformer_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const std::vector<int64_t>& grid = call.settings.ints("grid");
   const int64_t n = call.settings.integer("regions"), regions = n * n, t = q.size(1);
@@ -147,7 +147,7 @@ void register_biformer(Registry& registry) {
   tests.tries = {{{{"grid", "9x6"}, {"regions", "3"}, {"topk", "4"}}, {{"T", 54}}, {}},
                  {{{"topk", "9"}}, {}, {"lepe_weight", "lepe_bias"}}};
   tests.layer = {R"({"regions": 2, "topk": 2, "lepe": 3})", R"({"regions": 2, "lepe": 3})", {6, 8}};
-  m.core = core;
+  m.core = biformer_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<BiformerLayer>(config); };
   registry.add(std::move(m));
 }

@@ -65,7 +65,7 @@ Tensor causal(const Flow& x, const Tensor& flow, PoolRead* read) {
                  -1);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors flowformer_core(const CoreCall& call) {
   const Tensor v = call.get("v");
   const auto compute = v.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Flow x = {call.get("q").to(compute).sigmoid(), call.get("k").to(compute).sigmoid(),
@@ -138,7 +138,7 @@ void register_flowformer(Registry& registry) {
   tests.sizes = {{"D", 5}, {"V", 4}};
   tests.large = {{"D", 32}, {"V", 64}};
   m.traits = {.state = StateGrowth::kFixed, .linear_time = true};
-  m.core = core;
+  m.core = flowformer_core;
   registry.add(std::move(m));
 }
 

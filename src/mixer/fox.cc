@@ -43,7 +43,7 @@ at::Tensor chunked(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   return at::cat(outs, 1);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors fox_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const at::Tensor log_decay = call.get("log_decay");
   if (!log_decay.isfinite().all().item<bool>()) {
@@ -160,7 +160,7 @@ void register_fox(Registry& registry) {
   m.card.tests.heads = {"H", "J"};
   m.card.tests.sizes = {{"H", 4}, {"J", 2}, {"K", 9}, {"V", 6}};
   m.card.tests.large = {{"K", 64}, {"V", 64}};
-  m.core = core;
+  m.core = fox_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<FoxLayer>(config); };
   registry.add(std::move(m));
 }

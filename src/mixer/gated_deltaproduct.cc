@@ -18,7 +18,7 @@ at::Tensor spread_steps(const at::Tensor& x, int64_t n, int64_t place) {
 
 // The delta steps are tokens of one longer gated delta rule: the first of a token's n decays, the
 // last is read.
-NamedTensors core(const CoreCall& call) {
+NamedTensors gated_deltaproduct_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), decay = call.get("log_decay");
   const int64_t n = std::max<int64_t>(call.size("T") > 0 ? call.size("n") : 1, 1);
   ScanParts parts;
@@ -52,7 +52,7 @@ void register_gated_deltaproduct(Registry& registry) {
   m.card.tests.sizes.emplace("n", 2);
   m.card.tests.tries = {{{}, {{"n", 3}}, {}}, {{}, {{"n", 1}}, {}}};
   m.traits = recurrent_traits(true);
-  m.core = core;
+  m.core = gated_deltaproduct_core;
   registry.add(std::move(m));
 }
 

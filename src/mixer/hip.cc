@@ -154,7 +154,7 @@ void set_lists(const at::Tensor& chosen, op::AttendOptions& options) {
   options.block_index = chosen.masked_select(chosen.ge(0)).to(at::kInt);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors hip_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const Search s = read_search(call.settings);
   const int64_t t = q.size(1);
@@ -279,7 +279,7 @@ void register_hip(Registry& registry) {
   // Blocks of one query: what a token reads then hangs on no later one, however the text is cut.
   tests.layer.options = R"({"topk": 8, "block_q": 1, "window": 4, "sinks": 2})";
   tests.layer.smooth = R"({"topk": 64, "block_q": 1, "window": 4, "sinks": 2})";
-  m.core = core;
+  m.core = hip_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<HipLayer>(config); };
   registry.add(std::move(m));
 }

@@ -20,7 +20,7 @@ at::Tensor feature(const std::string& phi, const at::Tensor& x) {
   return phi == "exp" ? x.mul(0.2).exp() : x;
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors inline_attention_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), v = call.get("v");
   const std::string& phi = call.settings.word("phi");
   PoolRead read{{}, kRead};
@@ -70,7 +70,7 @@ void register_inline_attention(Registry& registry) {
   tests.tries = {{{{"grid", "5x7"}, {"cls", "2"}}, {{"T", 37}, {"S", 37}}, {}}};
   tests.bound = {4e-6, 1e-5, "the mean's part is taken off the read: a digit cancels"};
   m.traits = {.state = StateGrowth::kFixed, .linear_time = true};
-  m.core = core;
+  m.core = inline_attention_core;
   registry.add(std::move(m));
 }
 

@@ -53,7 +53,7 @@ at::Tensor sums_tiled(const at::Tensor& e, const at::Tensor& a, const at::Tensor
   return u;
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors karat_core(const CoreCall& call) {
   constexpr int64_t kRun = 32;  // queries whose logits stay in the caches
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const at::ScalarType wide = dense_type(q);
@@ -137,7 +137,7 @@ void register_karat(Registry& registry) {
   tests.sizes = {{"r", 2}, {"G", 4}, {"D", 9}, {"Dv", 6}};
   tests.large = {{"D", 64}, {"Dv", 64}};
   tests.layer = {R"({"tokens": 24, "rank": 2, "harmonics": 2})", "", {24}};
-  m.core = core;
+  m.core = karat_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<KaratLayer>(config); };
   registry.add(std::move(m));
 }

@@ -52,7 +52,7 @@ at::Tensor parallel(const at::Tensor& f, const at::Tensor& g, const at::Tensor& 
   return sum.slice(3, 0, width - 1).div(sum.slice(3, width - 1));
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors kernel_rpe_fft_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const int64_t queries = q.size(1), keys = k.size(1);
   const bool causal = call.settings.flag("causal");
@@ -101,7 +101,7 @@ void register_kernel_rpe_fft(Registry& registry) {
   m.card.apply.forms = {"parallel", "naive"};
   m.card.tests.keys = "S";
   m.card.tests.lengths = {1, 2, 37, 131};  // b of no query and no key would have -1 entries
-  m.core = core;
+  m.core = kernel_rpe_fft_core;
   registry.add(std::move(m));
 }
 

@@ -172,7 +172,7 @@ at::Tensor chosen_blocks(const at::Tensor& q, const at::Tensor& k, const at::Ten
   return at::cat(outs, 1);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors landmark_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const double scale = call.settings.number("scale", 1 / std::sqrt(static_cast<double>(q.size(3))));
   const int64_t block = call.settings.integer("block"), t = q.size(1);
@@ -245,7 +245,7 @@ void register_landmark(Registry& registry) {
   tests.always = {{"block", "7"}};
   tests.tries = {{{{"block", "1"}}, {}, {}}, {{{"block", "200"}}, {}, {}}};
   tests.layer.options = R"({"block": 7})";
-  m.core = core;
+  m.core = landmark_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<LandmarkLayer>(config); };
   registry.add(std::move(m));
 }

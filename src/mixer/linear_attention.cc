@@ -10,12 +10,6 @@
 namespace heed::mixer {
 namespace {
 
-// v with a column of ones: one recurrence then carries the numerator and, in the last column,
-// q_t.z_t.
-at::Tensor with_ones(const at::Tensor& v) {
-  return at::cat({v, at::ones_like(v.slice(-1, 0, 1))}, -1);
-}
-
 // Every token reads the sum over all tokens.
 std::tuple<at::Tensor, at::Tensor> noncausal(const std::string& form, const at::Tensor& q,
                                              const at::Tensor& k, const at::Tensor& v,
@@ -36,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor> noncausal(const std::string& form, const at::
   return {out.to(v.scalar_type()), state};
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors linear_attention_core(const CoreCall& call) {
   const bool causal = call.settings.flag("causal", true);
   const bool normalize = call.settings.flag("normalize", false);
   at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
@@ -152,7 +146,7 @@ void register_linear_attention(Registry& registry) {
                {"recurrent", "causal=true"}};
   m.card.state_size = "H K (V+normalize)";
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = linear_attention_core;
   m.layer = [](const LayerConfig& config) {
     return std::make_unique<LinearAttentionLayer>(config);
   };

@@ -219,7 +219,7 @@ at::Tensor decode(const Attention& a) {
   return at::cat(outs, 2);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors longvq_core(const CoreCall& call) {
   const at::ScalarType type = call.get("v").scalar_type();
   const at::ScalarType compute = type == at::kDouble ? at::kDouble : at::kFloat;
   const auto by_head = [&](const char* name) {
@@ -278,7 +278,7 @@ void register_longvq(Registry& registry) {
   m.card.tests.sizes = {{"K", 7}, {"V", 5}, {"M", 6}, {"W", 9}};
   m.card.tests.large = {{"K", 64}, {"V", 64}, {"M", 40}};
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = longvq_core;
   registry.add(std::move(m));
 }
 

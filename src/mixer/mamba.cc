@@ -11,7 +11,7 @@ namespace {
 
 at::Tensor grouped(const at::Tensor& x) { return x.dim() == 3 ? x.unsqueeze(2) : x; }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors mamba_core(const CoreCall& call) {
   op::SelectiveTensors x;
   x.x = call.get("x");
   x.dt = call.get("dt");
@@ -58,7 +58,7 @@ void register_mamba(Registry& registry) {
   m.card.tests.sizes = {{"E", 6}, {"N", 5}, {"G", 2}};
   m.card.tests.large = {{"E", 64}, {"N", 16}, {"G", 1}};
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = mamba_core;
   registry.add(std::move(m));
 }
 

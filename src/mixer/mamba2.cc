@@ -16,7 +16,7 @@ at::Tensor spread(const at::Tensor& x, int64_t heads) {
   return groups == heads ? x : x.repeat_interleave(heads / groups, 2);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors mamba2_core(const CoreCall& call) {
   const at::Tensor x = call.get("x"), bias = call.get("dt_bias");
   const int64_t heads = x.size(2), groups = call.get("B").size(2);
   if (groups < 1 || heads % groups != 0) {
@@ -126,7 +126,7 @@ void register_mamba2(Registry& registry) {
                          offsets()};
   m.card.apply.settings = {flag_setting("dt_softplus", false), chunk_setting()};
   m.traits = recurrent_traits(false);
-  m.core = core;
+  m.core = mamba2_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<Mamba2Layer>(config); };
   registry.add(std::move(m));
 }

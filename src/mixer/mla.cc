@@ -18,7 +18,7 @@ at::Tensor expand(const at::Tensor& latent, const at::Tensor& weight) {
   return at::einsum("btc,hnc->bthn", {latent, weight});
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors mla_core(const CoreCall& call) {
   const at::Tensor q_nope = call.get("q_nope"), q_rope = call.get("q_rope");
   const at::Tensor c = call.get("c"), k_rope = call.get("k_rope");
   const at::ScalarType type = q_nope.scalar_type(), wide = dense_type(q_nope);
@@ -162,7 +162,7 @@ void register_mla(Registry& registry) {
   m.card.apply.forms = {"parallel", "naive"};
   m.card.tests.sizes = {{"H", 3}, {"Dn", 6}, {"Dr", 4}, {"Dc", 9}, {"V", 5}};
   m.card.tests.large = {{"Dn", 32}, {"Dr", 16}, {"Dc", 64}, {"V", 32}};
-  m.core = core;
+  m.core = mla_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<MlaLayer>(config); };
   registry.add(std::move(m));
 }

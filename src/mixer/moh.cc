@@ -109,7 +109,7 @@ Gates given_gates(const CoreCall& call, const at::Tensor& q, bool paper) {
                       paper);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors moh_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const std::string& gate = call.settings.word("gate");
   const Gates g = gate == "norm" ? norm_gates(call, q) : given_gates(call, q, gate == "paper");
@@ -247,7 +247,7 @@ void register_moh(Registry& registry) {
                  {"Hr", 3}, {"D", 9},  {"Dv", 6}, {"C", 5}};
   tests.large = {{"D", 64}, {"Dv", 64}};
   m.traits.heads_independent = false;
-  m.core = core;
+  m.core = moh_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<MohLayer>(config); };
   registry.add(std::move(m));
 }

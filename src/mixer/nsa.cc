@@ -183,7 +183,7 @@ at::Tensor gated(const Branches& b, const at::Tensor& g_cmp, const at::Tensor& g
   return out.to(b.selected.scalar_type());
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors nsa_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const double scale = call.settings.number("scale", 1 / std::sqrt(static_cast<double>(q.size(3))));
   const int64_t block = call.settings.integer("block");
@@ -318,7 +318,7 @@ void register_nsa(Registry& registry) {
   tests.tries = {{{}, {}, {"block_indices"}},
                  {{{"window", "0"}, {"block", "5"}, {"blocks", "3"}}, {}, {"block_indices"}}};
   tests.layer.options = R"({"block": 8, "blocks": 4, "window": 12})";
-  m.core = core;
+  m.core = nsa_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<NsaLayer>(config); };
   registry.add(std::move(m));
 }

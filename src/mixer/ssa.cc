@@ -34,7 +34,7 @@ at::Tensor temperature(const CoreCall& call, const at::Tensor& q, int64_t tk, bo
   return tau.unsqueeze(3);
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors ssa_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k");
   at::Tensor v = call.get("v");
   const bool causal = call.settings.flag("causal");
@@ -123,7 +123,7 @@ void register_ssa(Registry& registry) {
   m.card.tests.heads = {"Hq", "Hk"};
   m.card.tests.sizes = {{"Hq", 4}, {"Hk", 2}, {"D", 9}, {"Dv", 6}};
   m.card.tests.large = {{"D", 64}, {"Dv", 64}};
-  m.core = core;
+  m.core = ssa_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<SsaLayer>(config); };
   registry.add(std::move(m));
 }

@@ -36,7 +36,7 @@ NamedTensors decode(op::LearnTensors x, const op::LearnOptions& options) {
   return {{"out", at::cat(outs, 1)}, {"final_state", running}, {"final_momentum", momentum}};
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors titans_core(const CoreCall& call) {
   op::LearnTensors x;
   x.q = call.get("q"), x.k = call.get("k"), x.v = call.get("v");
   x.alpha = call.get("alpha"), x.eta = call.get("eta"), x.theta = call.get("theta");
@@ -86,7 +86,7 @@ void register_titans(Registry& registry) {
   m.traits.state = StateGrowth::kFixed;
   m.traits.linear_time = true;
   m.traits.chunk_matters = true;
-  m.core = core;
+  m.core = titans_core;
   registry.add(std::move(m));
 }
 

@@ -22,7 +22,7 @@ Tensor gains(const Tensor& tau, const Tensor& like, int64_t chunk) {
   return gain.unsqueeze(-1).expand(like.sizes()).contiguous();
 }
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors ttt_linear_core(const CoreCall& call) {
   const Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const auto compute = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const bool paper = call.settings.is("variant", "paper");
@@ -98,7 +98,7 @@ void register_ttt_linear(Registry& registry) {
   m.traits.state = StateGrowth::kFixed;
   m.traits.linear_time = true;
   m.traits.chunk_matters = true;
-  m.core = core;
+  m.core = ttt_linear_core;
   registry.add(std::move(m));
 }
 

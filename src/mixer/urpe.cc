@@ -10,7 +10,7 @@
 namespace heed::mixer {
 namespace {
 
-NamedTensors core(const CoreCall& call) {
+NamedTensors urpe_core(const CoreCall& call) {
   const bool relu = call.settings.is("c_act", "relu");
   op::AttendOptions options;
   options.weight = kernel::Weight::kUrpe;
@@ -128,7 +128,7 @@ void register_urpe(Registry& registry) {
   m.card.tests.heads = {"Hq", "Hk"};
   m.card.tests.sizes = {{"Hq", 4}, {"Hk", 2}, {"D", 9}, {"Dv", 6}, {"P", 200}};
   m.card.tests.large = {{"D", 64}, {"Dv", 64}, {"P", 4096}};
-  m.core = core;
+  m.core = urpe_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<UrpeLayer>(config); };
   registry.add(std::move(m));
 }

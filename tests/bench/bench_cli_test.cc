@@ -5,7 +5,7 @@
 #include "run_heed.h"
 
 namespace heed {
-namespace {
+namespace bench_cli_test {
 
 using test::Result;
 
@@ -55,5 +55,5 @@ TEST_F(BenchCli, WrongCallsAreOneLine) {
   EXPECT_EQ(call("kernels --list --filter '^scan/gla'").code, 0);
 }
 
-}  // namespace
+}  // namespace bench_cli_test
 }  // namespace heed

@@ -13,7 +13,7 @@
 #include "tiny_model.h"
 
 namespace heed::bench {
-namespace {
+namespace bench_test {
 
 Machine some_machine() {
   Machine m;
@@ -286,5 +286,5 @@ TEST(BenchMachine, FolderNames) {
   EXPECT_EQ(folder_name("Intel(R) Xeon(R) CPU @ 2.2GHz "), "Intel-R-Xeon-R-CPU-2.2GHz");
 }
 
-}  // namespace
+}  // namespace bench_test
 }  // namespace heed::bench

@@ -11,7 +11,7 @@
 #include "op/attend.h"
 
 namespace heed {
-namespace {
+namespace rows_property_test {
 
 constexpr int64_t kHeads = 3, kGroup = 2, kDim = 8;
 const std::vector<HeadProgram> kPrograms = {{0, 0}, {37, 4}, {100, 0}};
@@ -403,5 +403,5 @@ TEST_P(Caches, RefuseWhatDoesNotHoldTogether) {
 INSTANTIATE_TEST_SUITE_P(Layouts, Caches, testing::Bool(),
                          [](const auto& info) { return info.param ? "Grouped" : "PagesAndRings"; });
 
-}  // namespace
+}  // namespace rows_property_test
 }  // namespace heed

@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 namespace heed {
-namespace {
+namespace state_test {
 
 RowsPart rows(const std::string& name = "", HeadProgram program = {}) {
   RowsPart part;
@@ -164,5 +164,5 @@ TEST(StatePool, HasABudgetAndGivesMemoryOutAgain) {
   EXPECT_THROW(StatePool(-1), UsageError);
 }
 
-}  // namespace
+}  // namespace state_test
 }  // namespace heed

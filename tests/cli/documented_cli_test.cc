@@ -15,7 +15,7 @@
 #include "run_heed.h"
 
 namespace heed::test {
-namespace {
+namespace documented_cli_test {
 
 namespace fs = std::filesystem;
 
@@ -724,5 +724,5 @@ TEST_F(Documents, TheLaunchersLinesAreRunByItsOwnTest) {
   }
 }
 
-}  // namespace
+}  // namespace documented_cli_test
 }  // namespace heed::test

@@ -12,7 +12,7 @@
 #include "run_heed.h"
 
 namespace heed {
-namespace {
+namespace errors_cli_test {
 
 namespace fs = std::filesystem;
 
@@ -147,5 +147,5 @@ TEST_F(Errors, BrokenModels) {
   expect_refused(call("info cut.gguf"), 1, "cut short");
 }
 
-}  // namespace
+}  // namespace errors_cli_test
 }  // namespace heed

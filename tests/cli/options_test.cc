@@ -11,7 +11,7 @@
 #include "io/error.h"
 
 namespace heed::cli {
-namespace {
+namespace options_test {
 
 std::string wrong(const CLI::Validator& validator, std::string text) { return validator(text); }
 
@@ -123,5 +123,5 @@ TEST(Commands, EveryoneSaysWhatItsOptionsDo) {
   }
 }
 
-}  // namespace
+}  // namespace options_test
 }  // namespace heed::cli

@@ -14,7 +14,7 @@
 #include "run_heed.h"
 
 namespace heed {
-namespace {
+namespace streams_cli_test {
 
 namespace fs = std::filesystem;
 
@@ -237,5 +237,5 @@ TEST_F(Streams, ScoresThatAreNotNumbers) {
   EXPECT_FALSE(fs::exists(folder_ / "plan.json"));
 }
 
-}  // namespace
+}  // namespace streams_cli_test
 }  // namespace heed

@@ -17,7 +17,7 @@
 #include "io/error.h"
 
 namespace heed::data {
-namespace {
+namespace corpus_test {
 
 namespace fs = std::filesystem;
 
@@ -288,5 +288,5 @@ TEST(KneserNey, HigherOrdersDoBetterOnText) {
   EXPECT_LT(before, 2.0);  // under 2.9 bits a byte
 }
 
-}  // namespace
+}  // namespace corpus_test
 }  // namespace heed::data

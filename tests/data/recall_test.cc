@@ -10,7 +10,7 @@
 #include "io/error.h"
 
 namespace heed::data {
-namespace {
+namespace recall_test {
 
 const RecallGenerator& generator() {
   static const RecallGenerator it(Corpus::load({HEED_SOURCE_DIR "/tests/data/books.txt"},
@@ -127,5 +127,5 @@ TEST(Random, IsUniformAndFixed) {
   EXPECT_NEAR(sum / 10000, 0.5, 0.02);
 }
 
-}  // namespace
+}  // namespace recall_test
 }  // namespace heed::data

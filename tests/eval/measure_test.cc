@@ -5,7 +5,7 @@
 #include "tiny_model.h"
 
 namespace heed::eval {
-namespace {
+namespace measure_test {
 
 TEST(Measure, TextLossEqualsOneForwardPass) {
   const auto model = test::tiny_model();
@@ -114,5 +114,5 @@ TEST(Measure, SaysHowMuchTextThereIs) {
   EXPECT_THROW(spread_windows(test::tiny_corpus(), 1, int64_t{1} << 30), UsageError);
 }
 
-}  // namespace
+}  // namespace measure_test
 }  // namespace heed::eval

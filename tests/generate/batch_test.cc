@@ -11,7 +11,7 @@
 #include "io/tokenizer/open.h"
 
 namespace heed {
-namespace {
+namespace batch_test {
 
 struct Models {
   Decoder model = Decoder::load(std::string(HEED_SOURCE_DIR) + "/models/builtin");
@@ -225,5 +225,5 @@ TEST(Batch, WhatGoesWrongEndsOneRequestAlone) {
   EXPECT_THROW(batch.add(hot), UsageError);
 }
 
-}  // namespace
+}  // namespace batch_test
 }  // namespace heed

@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 namespace heed {
-namespace {
+namespace generate_test {
 
 std::vector<int64_t> draw(const SamplingOptions& options, const at::Tensor& scores, int count,
                           const std::vector<int64_t>& seen = {}) {
@@ -133,5 +133,5 @@ TEST(Generate, EndsAtTheContextAndRefusesWhatDoesNotFit) {
   EXPECT_THROW(generate(*x.model, *x.tokenizer, std::vector<int64_t>(41, 3), o), UsageError);
 }
 
-}  // namespace
+}  // namespace generate_test
 }  // namespace heed

@@ -9,7 +9,7 @@
 #include "io/plan_file.h"
 
 namespace heed::lab {
-namespace {
+namespace demo_test {
 
 // Notes which stages run, and stops the demo by Ctrl-C where a given one begins.
 struct Stages : Progress {
@@ -102,5 +102,5 @@ TEST(Demo, AnotherRunKeepsWhatWasMeasuredAndSaysSo) {
   at::set_num_threads(threads);
 }
 
-}  // namespace
+}  // namespace demo_test
 }  // namespace heed::lab

@@ -6,7 +6,7 @@
 #include <thread>
 
 namespace heed::lab {
-namespace {
+namespace steps_test {
 
 struct Shown : Progress {
   void begin(std::string_view name, int64_t) override { stage = name; }
@@ -38,5 +38,5 @@ TEST(Steps, SaysWhichOneRunsAndWhatIsLeft) {
   EXPECT_EQ(shown.stage, "more");
 }
 
-}  // namespace
+}  // namespace steps_test
 }  // namespace heed::lab

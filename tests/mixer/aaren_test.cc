@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace aaren_test {
 
 using testing::relative_error;
 
@@ -111,5 +111,5 @@ TEST(Aaren, LongSequencesAreFastAndTheStateDoesNotGrow) {
             2 * 3 * (5 + 2));
 }
 
-}  // namespace
+}  // namespace aaren_test
 }  // namespace heed::mixer

@@ -9,7 +9,7 @@
 #include "run_heed.h"
 
 namespace heed::mixer {
-namespace {
+namespace apply_cli_test {
 
 using test::Result;
 
@@ -120,5 +120,5 @@ TEST_F(ApplyCli, ListAndShow) {
   EXPECT_EQ(call("show nonsense").code, 2);
 }
 
-}  // namespace
+}  // namespace apply_cli_test
 }  // namespace heed::mixer

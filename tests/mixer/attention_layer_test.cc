@@ -9,7 +9,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace attention_layer_test {
 
 using testing::relative_error;
 
@@ -216,5 +216,5 @@ TEST(AttentionLayer, FourHooksMakeAMechanism) {
   EXPECT_EQ(saved.at("sum").size(0), 4);
 }
 
-}  // namespace
+}  // namespace attention_layer_test
 }  // namespace heed::mixer

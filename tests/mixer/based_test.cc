@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace based_test {
 
 using testing::relative_error;
 
@@ -90,5 +90,5 @@ TEST(Based, NoncausalReadsAllKeys) {
   }
 }
 
-}  // namespace
+}  // namespace based_test
 }  // namespace heed::mixer

@@ -9,7 +9,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace biformer_test {
 
 using testing::relative_error;
 
@@ -128,5 +128,5 @@ TEST(BiFormer, TheLayerTakesAGrid) {
   EXPECT_THROW(layer->forward(at::randn({1, 40, 24}), call), UsageError);  // 5 rows, 2 regions
 }
 
-}  // namespace
+}  // namespace biformer_test
 }  // namespace heed::mixer

@@ -7,7 +7,7 @@
 #include "mixer/property_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace card_language_property_test {
 
 using testing::Findings;
 
@@ -236,5 +236,5 @@ TEST(CardLanguage, ErrorsSayWhatWasExpected) {
   }
 }
 
-}  // namespace
+}  // namespace card_language_property_test
 }  // namespace heed::mixer

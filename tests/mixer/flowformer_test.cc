@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace flowformer_test {
 
 using at::Tensor;
 using testing::relative_error;
@@ -83,5 +83,5 @@ TEST(Flowformer, CausalSumsOneByOne) {
   }
 }
 
-}  // namespace
+}  // namespace flowformer_test
 }  // namespace heed::mixer

@@ -8,7 +8,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace fna_test {
 
 using testing::relative_error;
 
@@ -127,5 +127,5 @@ TEST(Fna, TheLayerSlidesAndTakesGrids) {
   EXPECT_THROW(grid->forward(x, call), UsageError);
 }
 
-}  // namespace
+}  // namespace fna_test
 }  // namespace heed::mixer

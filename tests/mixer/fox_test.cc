@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace fox_test {
 
 using testing::relative_error;
 
@@ -92,5 +92,5 @@ TEST(Fox, TheLayersSumsBeginAnew) {
   }
 }
 
-}  // namespace
+}  // namespace fox_test
 }  // namespace heed::mixer

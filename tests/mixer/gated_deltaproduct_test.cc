@@ -5,7 +5,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace gated_deltaproduct_test {
 
 using testing::relative_error;
 
@@ -66,5 +66,5 @@ TEST(GatedDeltaProduct, TwoReflectionsRotate) {
   }
 }
 
-}  // namespace
+}  // namespace gated_deltaproduct_test
 }  // namespace heed::mixer

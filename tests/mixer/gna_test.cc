@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace gna_test {
 
 using testing::relative_error;
 
@@ -107,5 +107,5 @@ TEST(Gna, TheSimulatorGivesThePapersNumbers) {
   }
 }
 
-}  // namespace
+}  // namespace gna_test
 }  // namespace heed::mixer

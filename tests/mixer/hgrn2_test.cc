@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace hgrn2_test {
 
 using testing::relative_error;
 
@@ -44,5 +44,5 @@ TEST(Hgrn2, GatesAtTheirEnds) {
   }
 }
 
-}  // namespace
+}  // namespace hgrn2_test
 }  // namespace heed::mixer

@@ -7,7 +7,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace hip_test {
 
 using testing::relative_error;
 
@@ -109,5 +109,5 @@ TEST(Hip, TheLayerGoesBlockByBlock) {
   EXPECT_LE(relative_error(wide->forward(x, whole), dense), 5e-6);
 }
 
-}  // namespace
+}  // namespace hip_test
 }  // namespace heed::mixer

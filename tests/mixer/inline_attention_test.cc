@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace inline_attention_test {
 
 using at::Tensor;
 using testing::relative_error;
@@ -91,5 +91,5 @@ TEST(InlineAttention, TheResidualIsAConvolutionOfTheValues) {
   EXPECT_LE(relative_error(added, expected), 1e-5);
 }
 
-}  // namespace
+}  // namespace inline_attention_test
 }  // namespace heed::mixer

@@ -8,7 +8,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace karat_test {
 
 using testing::relative_error;
 
@@ -115,5 +115,5 @@ TEST(Karat, TheLayerIsForItsNumberOfTokens) {
   EXPECT_THROW(layer->forward(at::randn({2, 21, 32}), call), UsageError);
 }
 
-}  // namespace
+}  // namespace karat_test
 }  // namespace heed::mixer

@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace kda_test {
 
 using testing::relative_error;
 
@@ -60,5 +60,5 @@ TEST(Kda, WithUnitKeysReadsBackWhatItWrote) {
   }
 }
 
-}  // namespace
+}  // namespace kda_test
 }  // namespace heed::mixer

@@ -5,7 +5,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace kernel_rpe_fft_test {
 
 using testing::relative_error;
 
@@ -138,5 +138,5 @@ TEST(KernelRpeFft, CausalNeedsAsManyKeysAsQueries) {
   EXPECT_THROW(run(inputs(5, 7), "naive", {{"causal", "true"}}), UsageError);
 }
 
-}  // namespace
+}  // namespace kernel_rpe_fft_test
 }  // namespace heed::mixer

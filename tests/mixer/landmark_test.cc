@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace landmark_test {
 
 using testing::relative_error;
 
@@ -129,5 +129,5 @@ TEST(Landmark, LayerReadsTheBestBlocks) {
   EXPECT_LE(relative_error(run(*two, {20, 30, 1, 10}), y), 5e-6);
 }
 
-}  // namespace
+}  // namespace landmark_test
 }  // namespace heed::mixer

@@ -8,7 +8,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace layer_property_test {
 
 using testing::relative_error;
 
@@ -330,5 +330,5 @@ TEST(LayerProperties, OptionsAndPatternsAreChecked) {
   });
 }
 
-}  // namespace
+}  // namespace layer_property_test
 }  // namespace heed::mixer

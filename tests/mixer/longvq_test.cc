@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace longvq_test {
 
 using testing::relative_error;
 
@@ -98,5 +98,5 @@ TEST(LongVq, BiasIsNotWiderThanAChunk) {
   }
 }
 
-}  // namespace
+}  // namespace longvq_test
 }  // namespace heed::mixer

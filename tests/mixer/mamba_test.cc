@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace mamba_test {
 
 using testing::relative_error;
 
@@ -110,5 +110,5 @@ TEST(Mamba, LongSequencesAreFastAndExact) {
   EXPECT_LE(relative_error(fast, run(in, "naive", "false", at::kDouble).at("out")), 2e-6);
 }
 
-}  // namespace
+}  // namespace mamba_test
 }  // namespace heed::mixer

@@ -7,7 +7,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace mla_test {
 
 using testing::relative_error;
 
@@ -64,5 +64,5 @@ TEST(Mla, TheLayerKeepsLatentsAlone) {
   EXPECT_THROW(make_layer("mla", config), UsageError);
 }
 
-}  // namespace
+}  // namespace mla_test
 }  // namespace heed::mixer

@@ -7,7 +7,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace moh_test {
 
 using testing::relative_error;
 
@@ -127,5 +127,5 @@ TEST(Moh, TheLayersRoutersAndLoss) {
   EXPECT_TRUE(y.requires_grad());
 }
 
-}  // namespace
+}  // namespace moh_test
 }  // namespace heed::mixer

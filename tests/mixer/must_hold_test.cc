@@ -5,7 +5,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace must_hold_test {
 
 using testing::relative_error;
 using testing::SettingList;
@@ -278,5 +278,5 @@ TEST(SigmoidAttention, BiasAndUnions) {
             kBound);
 }
 
-}  // namespace
+}  // namespace must_hold_test
 }  // namespace heed::mixer

@@ -7,7 +7,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace nsa_test {
 
 using testing::relative_error;
 
@@ -86,5 +86,5 @@ TEST(Nsa, TheLayerKeepsMeansOfBlocks) {
   EXPECT_EQ(state->rows(1).length(), 8);
 }
 
-}  // namespace
+}  // namespace nsa_test
 }  // namespace heed::mixer

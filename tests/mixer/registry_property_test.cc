@@ -5,7 +5,7 @@
 #include "mixer/property_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace registry_property_test {
 
 struct Case {
   std::string id;
@@ -37,5 +37,5 @@ INSTANTIATE_TEST_SUITE_P(All, Mixer, ::testing::ValuesIn(all_cases()),
                            return name;
                          });
 
-}  // namespace
+}  // namespace registry_property_test
 }  // namespace heed::mixer

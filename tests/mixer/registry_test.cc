@@ -14,7 +14,7 @@
 #include "mixer/common/systems.h"
 
 namespace heed::mixer {
-namespace {
+namespace registry_test {
 
 TEST(Registry, HasOneMechanismForEveryFileOfTheFolder) {
   size_t files = 0;
@@ -187,5 +187,5 @@ TEST(Shapes, FitSizesToNames) {
   EXPECT_FALSE(complete);
 }
 
-}  // namespace
+}  // namespace registry_test
 }  // namespace heed::mixer

@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace rwkv7_test {
 
 using testing::relative_error;
 
@@ -86,5 +86,5 @@ TEST(Rwkv7, FullRemovalForgetsWhatItsKeyReads) {
   }
 }
 
-}  // namespace
+}  // namespace rwkv7_test
 }  // namespace heed::mixer

@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace ssa_test {
 
 using testing::relative_error;
 
@@ -98,5 +98,5 @@ TEST(Ssa, TheLayerBeginsAsSoftmaxAttentionAndCachesItsValues) {
   EXPECT_LE(relative_error(saved.at("h1.v"), kept.at("h1.v").mul(2.0)), 2e-6);
 }
 
-}  // namespace
+}  // namespace ssa_test
 }  // namespace heed::mixer

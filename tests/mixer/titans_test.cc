@@ -4,7 +4,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace titans_test {
 
 using at::Tensor;
 using testing::relative_error;
@@ -95,5 +95,5 @@ TEST(Titans, AChunksGradientsAreTakenAtItsStart) {
   }
 }
 
-}  // namespace
+}  // namespace titans_test
 }  // namespace heed::mixer

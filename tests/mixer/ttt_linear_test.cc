@@ -6,7 +6,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace ttt_linear_test {
 
 using at::Tensor;
 using testing::relative_error;
@@ -80,5 +80,5 @@ TEST(TttLinear, VariantsMeet) {
   }
 }
 
-}  // namespace
+}  // namespace ttt_linear_test
 }  // namespace heed::mixer

@@ -8,7 +8,7 @@
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
-namespace {
+namespace urpe_test {
 
 using testing::relative_error;
 
@@ -145,5 +145,5 @@ TEST(Urpe, TheLayerDecodesOverRowsOfEitherLayout) {
   }
 }
 
-}  // namespace
+}  // namespace urpe_test
 }  // namespace heed::mixer

@@ -6,7 +6,7 @@
 #include "op/cuda_plugin.h"
 
 namespace heed {
-namespace {
+namespace decoder_gpu_test {
 
 class DecoderOnGpu : public testing::Test {
  protected:
@@ -73,5 +73,5 @@ TEST_F(DecoderOnGpu, PlansInChunksAndStepsEqualTheCpu) {
   }
 }
 
-}  // namespace
+}  // namespace decoder_gpu_test
 }  // namespace heed

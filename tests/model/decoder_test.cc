@@ -16,7 +16,7 @@
 #include "temp_folder.h"
 
 namespace heed {
-namespace {
+namespace decoder_test {
 
 namespace fs = std::filesystem;
 
@@ -575,5 +575,5 @@ TEST(Source, ParameterCountIsThatOfTheTensors) {
   }
 }
 
-}  // namespace
+}  // namespace decoder_test
 }  // namespace heed

@@ -11,7 +11,7 @@
 #include "run_heed.h"
 
 namespace heed {
-namespace {
+namespace files_cli_test {
 
 namespace fs = std::filesystem;
 
@@ -104,5 +104,5 @@ TEST_F(Files, WhatIsNoModelIsNamed) {
   expect("half", "half/model.safetensors: is a pointer of git-lfs");
 }
 
-}  // namespace
+}  // namespace files_cli_test
 }  // namespace heed

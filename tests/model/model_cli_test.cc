@@ -12,7 +12,7 @@
 #include "run_heed.h"
 
 namespace heed {
-namespace {
+namespace model_cli_test {
 
 const std::string kFixtures = HEED_SOURCE_DIR "/tests/model/fixtures/";
 
@@ -116,5 +116,5 @@ TEST_F(ModelCli, GeneratesWithTheBuiltInModel) {
   expect_refused(call(words + "--top-p 2 --temperature 1"), 2, "top-p");
 }
 
-}  // namespace
+}  // namespace model_cli_test
 }  // namespace heed

@@ -18,7 +18,7 @@
 #include "temp_folder.h"
 
 namespace heed {
-namespace {
+namespace source_test {
 
 namespace fs = std::filesystem;
 
@@ -327,5 +327,5 @@ TEST(PartialRotation, EqualsAWholeRotationOfWhichSomePairsStand) {
   EXPECT_GT(relative_error(fused, logits(model, ids)), 1e-3);
 }
 
-}  // namespace
+}  // namespace source_test
 }  // namespace heed

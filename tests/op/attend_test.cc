@@ -11,7 +11,7 @@
 #include "op/attend_backends.h"
 
 namespace heed::op {
-namespace {
+namespace attend_test {
 
 using at::Tensor;
 
@@ -287,5 +287,5 @@ TEST(Attend, NaiveFormGoesByBlocksWithoutChangingItsResult) {
   EXPECT_LE(error(std::get<0>(attend(q, k, v, o)), whole), 4e-6);
 }
 
-}  // namespace
+}  // namespace attend_test
 }  // namespace heed::op

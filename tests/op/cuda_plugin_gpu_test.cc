@@ -5,7 +5,7 @@
 #include "op/cuda_plugin.h"
 
 namespace heed::op {
-namespace {
+namespace cuda_plugin_gpu_test {
 
 class CudaPlugin : public testing::Test {
  protected:
@@ -32,5 +32,5 @@ TEST_F(CudaPlugin, DescribesTheDevices) {
   }
 }
 
-}  // namespace
+}  // namespace cuda_plugin_gpu_test
 }  // namespace heed::op

@@ -13,7 +13,7 @@
 #include "io/error.h"
 
 namespace heed::op {
-namespace {
+namespace cuda_plugin_test {
 
 namespace fs = std::filesystem;
 
@@ -72,5 +72,5 @@ TEST(CudaPlugin, OpensOrSaysWhatIsMissing) {
   }
 }
 
-}  // namespace
+}  // namespace cuda_plugin_test
 }  // namespace heed::op

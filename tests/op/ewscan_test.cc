@@ -11,7 +11,7 @@
 #include "io/error.h"
 
 namespace heed::op {
-namespace {
+namespace ewscan_test {
 
 using at::Tensor;
 
@@ -263,5 +263,5 @@ TEST(EwscanOp, SaysWhatDoesNotFit) {
             "selective_scan: B has 5 groups, expected a divisor of the 12 channels of x");
 }
 
-}  // namespace
+}  // namespace ewscan_test
 }  // namespace heed::op

@@ -9,7 +9,7 @@
 #include "io/error.h"
 
 namespace heed::op {
-namespace {
+namespace learn_test {
 
 using at::Tensor;
 
@@ -153,5 +153,5 @@ TEST(Learn, SaysWhatIsWrong) {
   EXPECT_THROW(learn(x, options_of(kCases[0])), UsageError);
 }
 
-}  // namespace
+}  // namespace learn_test
 }  // namespace heed::op

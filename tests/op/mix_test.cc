@@ -9,7 +9,7 @@
 #include "op/toeplitz.h"
 
 namespace heed::op {
-namespace {
+namespace mix_test {
 
 using at::Tensor;
 
@@ -93,5 +93,5 @@ TEST(Toeplitz, EqualsTheMatrix) {
   EXPECT_THROW(toeplitz(at::zeros({2, 4}), at::zeros({1, 2, 3, 1}), 3), UsageError);
 }
 
-}  // namespace
+}  // namespace mix_test
 }  // namespace heed::op

@@ -8,7 +8,7 @@
 #include "op/scan.h"
 
 namespace heed::op {
-namespace {
+namespace operators_gpu_test {
 
 using at::Tensor;
 
@@ -138,5 +138,5 @@ TEST_F(OperatorsOnGpu, ScanEqualsItsNaiveForm) {
   }
 }
 
-}  // namespace
+}  // namespace operators_gpu_test
 }  // namespace heed::op

@@ -11,7 +11,7 @@
 #include "op/scan.h"
 
 namespace heed::op {
-namespace {
+namespace operators_test {
 
 TEST(Operators, EveryFileRegistersItsOperator) {
   const auto names = registered_operators();
@@ -76,5 +76,5 @@ TEST(Operators, AttendThroughTheDispatcher) {
   EXPECT_EQ(meta[0].toTensor().sizes(), q.sizes());
 }
 
-}  // namespace
+}  // namespace operators_test
 }  // namespace heed::op

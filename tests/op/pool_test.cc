@@ -7,7 +7,7 @@
 #include "io/error.h"
 
 namespace heed::op {
-namespace {
+namespace pool_test {
 
 using at::Tensor;
 
@@ -80,5 +80,5 @@ TEST(Pool, SaysWhatIsWrong) {
   EXPECT_THROW(pool(x, {}), UsageError);
 }
 
-}  // namespace
+}  // namespace pool_test
 }  // namespace heed::op

@@ -8,7 +8,7 @@
 #include "io/error.h"
 
 namespace heed::op {
-namespace {
+namespace scan_test {
 
 using at::Tensor;
 
@@ -251,5 +251,5 @@ TEST(Scan, NamesWhatDoesNotFit) {
   EXPECT_NE(message(in, {}).find("initial_state"), std::string::npos);
 }
 
-}  // namespace
+}  // namespace scan_test
 }  // namespace heed::op

@@ -7,7 +7,7 @@
 #include "io/error.h"
 
 namespace heed::plan {
-namespace {
+namespace allocate_test {
 
 double total_loss(const std::vector<std::vector<Option>>& options, const std::vector<int>& chosen) {
   double sum = 0;
@@ -71,5 +71,5 @@ TEST(Allocate, SaysWhatTheLeastBudgetIs) {
   }
 }
 
-}  // namespace
+}  // namespace allocate_test
 }  // namespace heed::plan

@@ -8,7 +8,7 @@
 #include "tiny_model.h"
 
 namespace heed::plan {
-namespace {
+namespace score_test {
 
 // The loss of the sample when head (layer, head) gives y + epsilon (y_p - y).
 double mixed_loss(const Decoder& model, const Sample& sample, const Grid& grid, int64_t layer,
@@ -124,5 +124,5 @@ TEST(Score, SurvivesJson) {
   EXPECT_THROW(scores_from_json(Json::parse("{\"layers\": 1}"), "here"), Error);
 }
 
-}  // namespace
+}  // namespace score_test
 }  // namespace heed::plan

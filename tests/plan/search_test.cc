@@ -8,7 +8,7 @@
 #include "tiny_model.h"
 
 namespace heed::plan {
-namespace {
+namespace search_test {
 
 constexpr int64_t kContext = 512;
 
@@ -205,5 +205,5 @@ TEST(PlanFile, HoldsThePrograms) {
   }
 }
 
-}  // namespace
+}  // namespace search_test
 }  // namespace heed::plan

@@ -8,7 +8,7 @@
 #include "tiny_model.h"
 
 namespace heed::probe {
-namespace {
+namespace figures_test {
 
 TEST(Figures, EqualThoseOfTheExplicitMap) {
   const auto model = test::tiny_model();
@@ -81,5 +81,5 @@ TEST(Figures, NeedleScoreIsAShareAndJsonHasEveryHead) {
   }
 }
 
-}  // namespace
+}  // namespace figures_test
 }  // namespace heed::probe

@@ -5,7 +5,7 @@
 #include "tiny_model.h"
 
 namespace heed::report {
-namespace {
+namespace report_test {
 
 TEST(Html, HoldsItsDataAndCannotBeBrokenByThem) {
   const Json report = {{"model", {{"name", "</script><b>/*CHART_JS*/"}}}};
@@ -33,5 +33,5 @@ TEST(Evaluation, PlanThatKeepsEverythingEqualsDense) {
   EXPECT_EQ(same.kept, 1);
 }
 
-}  // namespace
+}  // namespace report_test
 }  // namespace heed::report

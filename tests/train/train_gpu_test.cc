@@ -5,7 +5,7 @@
 #include "train/trainer.h"
 
 namespace heed::train {
-namespace {
+namespace train_gpu_test {
 
 class TrainRunOnGpu : public TrainRun {
  protected:
@@ -39,5 +39,5 @@ TEST_F(TrainRunOnGpu, ResumesBitForBit) {
   }
 }
 
-}  // namespace
+}  // namespace train_gpu_test
 }  // namespace heed::train

@@ -22,7 +22,7 @@
 #include "train/tiny_run.h"
 
 namespace heed::train {
-namespace {
+namespace train_test {
 
 TEST(TrainConfigFile, RefusesWhatItDoesNotKnow) {
   const std::string text = "[data]\ntrain = [\"a.txt\"]\n";
@@ -328,5 +328,5 @@ TEST_F(TrainRun, TrainsOtherMixersLikeAttention) {
   EXPECT_LT(difference.item<double>(), 1e-5);
 }
 
-}  // namespace
+}  // namespace train_test
 }  // namespace heed::train

@@ -77,4 +77,8 @@ NamedTensors scan_core(const CoreCall& call, ScanParts parts) {
   return {{"out", out}, {"final_state", state}};
 }
 
+at::Tensor with_ones(const at::Tensor& v) {
+  return at::cat({v, at::ones_like(v.slice(-1, 0, 1))}, -1);
+}
+
 }  // namespace heed::mixer

@@ -29,4 +29,8 @@ NamedTensors scan_core(const CoreCall& call, ScanParts parts = {});
 op::ScanOptions scan_options(const CoreCall& call, const at::Tensor& q,
                              std::optional<double> fallback = std::nullopt);
 
+// v with a column of ones: one recurrence then carries the numerator and, in the last column, the
+// divisor q_t.z_t.
+at::Tensor with_ones(const at::Tensor& v);
+
 }  // namespace heed::mixer
