@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Two rules for src/ that a reader feels: no function above 80 lines, no 12 equal lines in two places.
+"""Three rules for src/: no function above 80 lines, no 12 equal lines in two places, no local name
+that two files of a room share.
 
 usage: check_source.py [ROOT]        exit 0: both hold; 1: prints every place where one does not
 
 Functions are found by their braces: a block whose head ends in a parameter list (constructors with
 initialiser lists, trailing return types and qualifiers included), outside any other function. A
 lambda belongs to the function that it stands in. Equal lines are compared without indentation;
-blank lines, comments, includes and lone braces do not count.
+blank lines, comments, includes and lone braces do not count. Local are the names in anonymous
+namespaces: files of a room that sees PyTorch are compiled several at a time (HEED_UNITY), so that two
+functions of one signature or two types of one name would meet.
 """
 import pathlib
 import re
@@ -122,13 +125,48 @@ def equal_places(files):
                 yield f"{path}:{here[1]}: the {EQUAL_LINES} lines from here on stand at {there[0]}:{there[1]} too"
 
 
+def local_names(code):
+    """Types, constants and functions with their parameters' types, in anonymous namespaces."""
+    for opening in re.finditer(r"namespace \{", code):
+        depth, outside = 1, ""
+        for char in code[opening.end() :]:
+            depth += {"{": 1, "}": -1}.get(char, 0)
+            if depth == 0:
+                break
+            if depth == 1 or (depth == 2 and char == "{"):
+                outside += ";" if char == "}" else char  # what braces hold is left out
+        for statement in re.split(r"[;{]", outside):
+            statement = " ".join(statement.split())
+            if type_name := re.match(r"(?:template ?<.*> ?)?(?:struct|class|enum class|enum|union) (\w+)", statement):
+                yield type_name.group(1)
+            elif constant := re.match(r"(?:inline |static )*constexpr [\w:<>, ]+ (k[A-Z]\w*)", statement):
+                yield constant.group(1)
+            elif function := re.search(r"(\w+) ?\((.*)\)(?: const| noexcept)*$", statement):
+                if not statement.startswith(("using ", "HEED_", "HWY_")):
+                    types = re.sub(r" ?\b\w+( = [^,]*)?(?=,|$)", "", function.group(2))
+                    yield f"{function.group(1)}({types})"
+
+
+def shared_names(files, rooms):
+    seen = {}
+    for path, text in files:
+        room = path.parts[1]
+        if room not in rooms or path.suffix != ".cc":
+            continue
+        for name in sorted(set(local_names(blank(text)))):
+            there = seen.setdefault((room, name), path)
+            if there != path:
+                yield f"{path}: the local name {name} is in {there} too: give one of them another name"
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[2])
     names = sorted(p for p in (root / "src").rglob("*") if p.suffix in SUFFIXES)
     if not names:
         sys.exit(f"{root}/src holds no sources")
     files = [(p.relative_to(root), p.read_text()) for p in names]
-    found = [*long_functions(files), *equal_places(files)]
+    rooms = re.findall(r"heed_room\((\w+) TORCH", (root / "src/CMakeLists.txt").read_text())
+    found = [*long_functions(files), *equal_places(files), *shared_names(files, rooms)]
     print(*found, sep="\n")
     print(f"{len(files)} files, {len(found)} findings")
     sys.exit(bool(found))
