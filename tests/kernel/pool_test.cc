@@ -120,6 +120,25 @@ TEST(PoolForward, EqualsReferenceOverEpiloguesAndSizes) {
   });
 }
 
+// Thousands of keys whose features are small and alike: a sum one by one would round them all the
+// same way.
+TEST(PoolForward, LongSumsDoNotDrift) {
+  PoolCase c;
+  c.queries = 3, c.keys = 6000, c.heads = c.kv_heads = 1, c.dm = 3, c.dv = 3;
+  for (const auto& [a1, b0, b1] : {std::tuple{1.0, 0.0, 0.0}, {0.0, 1.0, -1.0}}) {
+    c.options = {};
+    c.options.a0 = 1 - a1, c.options.a1 = a1, c.options.b0 = b0, c.options.b1 = b1;
+    c.options.by_count = b1 != 0;
+    PoolRun run(c);
+    for (int64_t i = 0; i < run.in[1].count(); ++i) {
+      run.in[1].set(i, i / 3 % 2 ? 0.01 : run.in[1].at(i));
+    }
+    ASSERT_EQ(pool_reference(run.call(true), &message), HEED_OK) << message.text;
+    ASSERT_EQ(run_pass(run.call(), HEED_FORWARD), HEED_OK) << message.text;
+    EXPECT_LE(relative_error(run.out.values(), run.out64.values()), 2e-6);
+  }
+}
+
 TEST(PoolForward, PacksEmptySequencesAndPadding) {
   for_every_epilogue([](PoolCase c) {
     c.keys = c.queries;

@@ -16,6 +16,7 @@ namespace heed::kernel::HWY_NAMESPACE {
 
 struct BackwardTiles {
   float *q, *dq, *v, *dv, *factors, *by_factors;  // q: also k; dq: also dk
+  float *z, *u;                                   // what a tile adds to the gradients by the sums
 
   BackwardTiles(const PoolProblem& s, Arena& arena)
       : q(arena.take(kPoolBlock * s.ldm())),
@@ -23,7 +24,9 @@ struct BackwardTiles {
         v(arena.take(kPoolBlock * s.ldv())),
         dv(arena.take(kPoolBlock * s.ldv())),
         factors(arena.take(kPoolBlock)),
-        by_factors(arena.take(kPoolBlock)) {
+        by_factors(arena.take(kPoolBlock)),
+        z(arena.take(s.ldm())),
+        u(arena.take(s.ldv())) {
     if (q != nullptr) std::fill_n(q, arena.used(), 0.0f);
   }
 };
@@ -37,14 +40,14 @@ int64_t pool_backward_scratch(const PoolProblem& s) {
 // One row of queries: from the gradient by out (in `go`) to that by the plain read q S (in `go` as
 // well), adding to the gradient by u; returns the gradient by q.z.
 HWY_INLINE double row_gradient(const PoolProblem& s, int64_t keys, const PoolSums& sums,
-                               const PoolSums& grads, const float* q, const float* read,
-                               float scale, float* go, float* by_scale) {
+                               const float* q, const float* read, float scale, float* go,
+                               float* grad_u, float* by_scale) {
   const double sum = s.needs_sums() ? row_dot(q, sums.z, s.ldm()) : 0;
   const PoolFactors by(s, keys, sum);
   const double by_read = row_dot(go, read, s.ldv());
   const double by_mean = s.needs_mean() ? row_dot(go, sums.u, s.ldv()) : 0;
   *by_scale = static_cast<float>(by.read * by_read + by.mean * by_mean);
-  if (s.needs_mean()) add_row(go, static_cast<float>(scale * by.mean), s.ldv(), grads.u);
+  if (s.needs_mean()) add_row(go, static_cast<float>(scale * by.mean), s.ldv(), grad_u);
   const auto factor = static_cast<float>(scale * by.read);
   for (int64_t e = 0; e < s.ldv(); ++e) go[e] *= factor;
   return scale * (by.read_slope * by_read + by.mean_slope * by_mean);
@@ -71,18 +74,22 @@ void query_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float*
       load_factors(s.in.row_scale, queries.b, first, h, rows, x.factors);
       product(rows, s.dv, s.dm, {x.q, ldm, 1}, sums.s, ldv, x.dv, ldv, Init::kZero);
       double by_sum[kPoolBlock];
+      std::fill_n(x.z, ldm, 0.0f);
+      std::fill_n(x.u, ldv, 0.0f);
       for (int64_t i = 0; i < rows; ++i) {
         const float scale = keys == 0 ? 0 : x.factors[i];
-        by_sum[i] = row_gradient(s, keys, sums, grads, x.q + i * ldm, x.dv + i * ldv, scale,
-                                 x.v + i * ldv, x.by_factors + i);
+        by_sum[i] = row_gradient(s, keys, sums, x.q + i * ldm, x.dv + i * ldv, scale, x.v + i * ldv,
+                                 x.u, x.by_factors + i);
         if (keys == 0) x.by_factors[i] = 0;
       }
       product(rows, s.dm, s.dv, {x.v, ldv, 1}, transposed, ldm, x.dq, ldm, Init::kZero);
       product(s.dm, s.dv, rows, {x.q, 1, ldm}, x.v, ldv, grads.s, ldv, Init::kAdd);
       for (int64_t i = 0; s.needs_sums() && i < rows; ++i) {
         add_row(sums.z, static_cast<float>(by_sum[i]), ldm, x.dq + i * ldm);
-        add_row(x.q + i * ldm, static_cast<float>(by_sum[i]), ldm, grads.z);
+        add_row(x.q + i * ldm, static_cast<float>(by_sum[i]), ldm, x.z);
       }
+      if (s.needs_sums()) add_row(x.z, 1, ldm, grads.z);
+      if (s.needs_mean()) add_row(x.u, 1, ldv, grads.u);
       if (s.grad.q) store_tile(x.dq, ldm, rows, s.dm, s.grad.q, queries.b, first, h);
       for (int64_t i = 0; s.grad.row_scale && i < rows; ++i) {
         s.grad.row_scale.scalar(queries.b, first + i, h) = x.by_factors[i];

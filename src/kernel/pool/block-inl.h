@@ -33,6 +33,18 @@ HWY_INLINE void add_row(const float* HWY_RESTRICT y, float by, int64_t n, float*
   }
 }
 
+// x += the sum of the rows of a tile. A sum over all tokens one by one would round its small terms
+// away, all of them alike.
+HWY_INLINE void add_rows(const float* HWY_RESTRICT tile, int64_t ld, int64_t rows, int64_t n,
+                         float* HWY_RESTRICT x) {
+  const DF d;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    VF sum = hn::Zero(d);
+    for (int64_t r = 0; r < rows; ++r) sum = hn::Add(sum, hn::LoadU(d, tile + r * ld + i));
+    hn::StoreU(hn::Add(hn::LoadU(d, x + i), sum), d, x + i);
+  }
+}
+
 // x = a x + b y + c z; y and z may be nullptr.
 HWY_INLINE void combine_row(float a, float b, const float* HWY_RESTRICT y, float c,
                             const float* HWY_RESTRICT z, int64_t n, float* HWY_RESTRICT x) {
@@ -54,6 +66,14 @@ HWY_INLINE void load_tile(const Strided& x, int64_t b, int64_t t, int64_t h, int
 HWY_INLINE void store_tile(const float* from, int64_t ld, int64_t rows, int64_t n, const Strided& x,
                            int64_t b, int64_t t, int64_t h) {
   store_rows(from, ld, rows, n, x.row(b, t, h), x.t * dtype_size(x.dtype), x.dtype);
+}
+// The rows themselves, `ld` floats apart, where a tile would be a copy of them; else nullptr. Rows
+// that lie pages apart share their places in the first cache: they are better copied.
+HWY_INLINE float* rows_in_place(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t n,
+                                int64_t* ld) {
+  if (x.dtype != HEED_FLOAT32 || n % 16 != 0 || x.t % 1024 == 0) return nullptr;
+  *ld = x.t;
+  return reinterpret_cast<float*>(x.row(b, t, h));
 }
 HWY_INLINE void load_factors(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t rows,
                              float* to) {

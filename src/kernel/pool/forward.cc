@@ -42,7 +42,7 @@ void mean_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float* 
   for (int64_t t = 0; t < keys.length; t += kPoolBlock) {
     const int64_t rows = std::min(kPoolBlock, keys.length - t);
     load_tile(s.in.v, keys.b, keys.begin + t, j, rows, s.dv, nullptr, x.v, s.ldv());
-    for (int64_t i = 0; i < rows; ++i) add_row(x.v + i * s.ldv(), 1, s.ldv(), sums.u);
+    add_rows(x.v, s.ldv(), rows, s.ldv(), sums.u);
   }
 }
 
@@ -68,12 +68,8 @@ void sum_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, const fl
       add_row(centre, -1, s.ldv(), x.v + i * s.ldv());
     }
     product(s.dm, s.dv, rows, {x.k, 1, s.ldm()}, x.v, s.ldv(), sums.s, s.ldv(), Init::kAdd);
-    for (int64_t i = 0; s.needs_sums() && i < rows; ++i) {
-      add_row(x.k + i * s.ldm(), 1, s.ldm(), sums.z);
-    }
-    for (int64_t i = 0; s.needs_mean() && i < rows; ++i) {
-      add_row(x.v + i * s.ldv(), 1, s.ldv(), sums.u);
-    }
+    if (s.needs_sums()) add_rows(x.k, s.ldm(), rows, s.ldm(), sums.z);
+    if (s.needs_mean()) add_rows(x.v, s.ldv(), rows, s.ldv(), sums.u);
   }
 }
 
@@ -95,13 +91,20 @@ void read_task(const PoolProblem& s, int64_t n, int64_t h, int64_t part, const f
   const PoolFactors constant(s, keys, 0);
   for (int64_t t = 0; t < queries.length; t += kPoolBlock) {
     const int64_t rows = std::min(kPoolBlock, queries.length - t), first = queries.begin + t;
-    load_tile(s.in.q, queries.b, first, h, rows, s.dm, nullptr, x.q, s.ldm());
+    int64_t ldq = s.ldm(), ldo = s.ldv();
+    const float* q = rows_in_place(s.in.q, queries.b, first, h, s.dm, &ldq);
+    float* const out = rows_in_place(s.in.out, queries.b, first, h, s.dv, &ldo);
+    float* const tile = out == nullptr ? x.o : out;
+    if (q == nullptr) {
+      load_tile(s.in.q, queries.b, first, h, rows, s.dm, nullptr, x.q, ldq);
+      q = x.q;
+    }
     load_factors(s.in.row_scale, queries.b, first, h, rows, x.factors);
-    product(rows, s.dv, s.dm, {x.q, s.ldm(), 1}, sums.s, s.ldv(), x.o, s.ldv(), Init::kZero);
+    product(rows, s.dv, s.dm, {q, ldq, 1}, sums.s, s.ldv(), tile, ldo, Init::kZero);
     for (int64_t i = 0; i < rows; ++i) {
-      float* o = x.o + i * s.ldv();
+      float* o = tile + i * ldo;
       PoolFactors by = constant;
-      if (s.needs_sums()) by = PoolFactors(s, keys, row_dot(x.q + i * s.ldm(), sums.z, s.ldm()));
+      if (s.needs_sums()) by = PoolFactors(s, keys, row_dot(q + i * ldq, sums.z, s.ldm()));
       if (keys == 0) {
         std::fill_n(o, s.ldv(), 0.0f);
         continue;
@@ -111,7 +114,7 @@ void read_task(const PoolProblem& s, int64_t n, int64_t h, int64_t part, const f
                   s.needs_mean() ? sums.u : nullptr, static_cast<float>(scale * by.centre), centre,
                   s.ldv(), o);
     }
-    store_tile(x.o, s.ldv(), rows, s.dv, s.in.out, queries.b, first, h);
+    if (out == nullptr) store_tile(x.o, s.ldv(), rows, s.dv, s.in.out, queries.b, first, h);
   }
 }
 
