@@ -1,4 +1,8 @@
-"""Modules over the operators."""
+"""Modules over the operators: the layers of Heed's models, with the same names of weights.
+
+They are written in Python, for libheed_torch.so holds operators alone; tests/interop/operators_test.py compares
+them with the layers in C++ (src/mixer/softmax.cc, src/mixer/gla.cc), weight for weight.
+"""
 
 from typing import Optional
 
@@ -9,15 +13,21 @@ from . import ops
 
 
 class Attention(nn.Module):
-    """Self-attention x [B,T,C] -> [B,T,C] with grouped KV heads, and sinks + window if asked for."""
+    """Self-attention x [B,T,C] -> [B,T,C] with grouped KV heads; sinks + window, rotary positions if asked for.
+
+    rope_base (Llama's is 10000) rotates the halves of every query and key by its position.
+    """
 
     def __init__(self, hidden: int, heads: int, kv_heads: Optional[int] = None, *, causal: bool = True,
-                 window: int = 0, sinks: int = 0):
+                 window: int = 0, sinks: int = 0, rope_base: Optional[float] = None):
         super().__init__()
         kv_heads = kv_heads or heads
         if hidden % heads or heads % kv_heads:
             raise ValueError(f"hidden {hidden}, heads {heads} and kv_heads {kv_heads} must divide each other")
+        if rope_base is not None and hidden // heads % 2:
+            raise ValueError(f"rotary positions need heads of an even size, not {hidden // heads}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden // heads
+        self.rope_base = rope_base
         self.causal, self.window, self.sinks = causal, window, sinks
         self.q_proj = nn.Linear(hidden, hidden, bias=False)
         self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=False)
@@ -29,8 +39,18 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(b, t, self.heads, self.head_dim)
         k = self.k_proj(x).view(b, t, self.kv_heads, self.head_dim)
         v = self.v_proj(x).view(b, t, self.kv_heads, self.head_dim)
+        if self.rope_base is not None:
+            q, k = self.rotate(q), self.rotate(k)
         out, _ = ops.attend(q, k, v, causal=self.causal, window=self.window, sinks=self.sinks)
         return self.o_proj(out.reshape(b, t, -1))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        rate = self.rope_base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+        angle = torch.arange(x.shape[1], device=x.device)[:, None, None] * rate
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 class GatedLinearAttention(nn.Module):

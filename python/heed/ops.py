@@ -1,9 +1,20 @@
 """Functions over torch.ops.heed.*; shapes are [B, T, H, D], states [B, H, K, V]."""
 
-from typing import Optional, Sequence, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+
+
+class LearnState(NamedTuple):
+    """What `learn` remembers: a memory [N,H,K,V], its momentum, its bias [N,H,V]; inside a chunk also R and position [N]."""
+
+    memory: Optional[Tensor] = None
+    momentum: Optional[Tensor] = None
+    bias: Optional[Tensor] = None
+    running: Optional[Tensor] = None
+    running_bias: Optional[Tensor] = None
+    position: Optional[Tensor] = None
 
 
 def attend(
@@ -188,3 +199,45 @@ def pool(
     return torch.ops.heed.pool(
         q, k, v, key_weight=key_weight, row_scale=row_scale, cu_seqlens=cu_seqlens, scale=scale, a0=a0, a1=a1,
         b0=b0, b1=b1, eps=eps, by_count=by_count, clamp=clamp)
+
+
+def learn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    alpha: Optional[Tensor] = None,
+    eta: Optional[Tensor] = None,
+    theta: Optional[Tensor] = None,
+    gain: Optional[Tensor] = None,
+    norm_weight: Optional[Tensor] = None,
+    norm_bias: Optional[Tensor] = None,
+    initial: Optional[LearnState] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    scale: float = 1.0,
+    eps: float = 1e-6,
+    chunk: int = 1,
+    norm: bool = False,
+    bias: bool = False,
+) -> Tuple[Tensor, LearnState]:
+    """A memory that is trained while it is read (Titans, TTT-linear): out [B,T,H,V] and the state after it.
+
+    Z_i = eta Z_{i-1} - theta k^T dloss(k M*), M_i = (1 - alpha) M_{i-1} + Z_i, out = scale q M_i, with q, k [B,T,H,K],
+    v [B,T,H,V], gates [B,T,H] and M* the memory at the start of a chunk. The loss is the square of the error or,
+    with `norm`, half of it behind a layer norm (norm_weight, norm_bias [H,V]). An `initial` state with a `position` [N]
+    may stand inside a chunk, and so may the one that comes back.
+    """
+    given = LearnState() if initial is None else initial
+    out, *state = torch.ops.heed.learn(
+        q, k, v, alpha=alpha, eta=eta, theta=theta, gain=gain, norm_weight=norm_weight, norm_bias=norm_bias,
+        initial_state=given.memory, initial_momentum=given.momentum, initial_bias=given.bias,
+        initial_running=given.running, initial_running_bias=given.running_bias, initial_position=given.position,
+        cu_seqlens=cu_seqlens, scale=scale, eps=eps, chunk=chunk, norm=norm, bias=bias)
+    after = LearnState(*state)
+    if eta is None:
+        after = after._replace(momentum=None)
+    if not bias:
+        after = after._replace(bias=None, running_bias=None)
+    if given.position is None:
+        after = after._replace(running=None, running_bias=None, position=None)
+    return out, after
