@@ -1,11 +1,13 @@
 // heed backends: the engines' calls, their fields, and which backend takes a call, or why not.
 #include "cli/command.h"
+#include "cli/model_options.h"
 #include "cli/options.h"
 #include "io/error.h"
 #include "io/json.h"
 #include "op/cuda_plugin.h"
 #include "op/dispatch.h"
 #include "op/library.h"
+#include "op/view.h"
 
 namespace heed::cli {
 namespace {
@@ -31,10 +33,6 @@ std::map<std::string, int64_t> read_sizes(const std::string& text) {
   return sizes;
 }
 
-heed_dtype dtype_of(const std::string& name) {
-  return name == "bfloat16" ? HEED_BFLOAT16 : name == "float16" ? HEED_FLOAT16 : HEED_FLOAT32;
-}
-
 const char* device_name(int32_t device) { return device == HEED_CUDA ? "cuda" : "cpu"; }
 
 Json describe(const op::Engine& engine, const BackendsArguments& options) {
@@ -52,7 +50,7 @@ Json describe(const op::Engine& engine, const BackendsArguments& options) {
     settings.push_back({{"name", option.name}, {"default", option.value}, {"note", option.note}});
   }
   const auto sizes = read_sizes(options.shape);
-  for (const auto& row : op::ask_backends(engine, sizes, dtype_of(options.common.dtype))) {
+  for (const auto& row : op::ask_backends(engine, sizes, op::view_dtype(dtype_from_name(options.common.dtype)))) {
     Json passes;
     for (const auto& [pass, reason] : row.passes)
       passes[pass] = reason.empty() ? "takes it" : reason;
