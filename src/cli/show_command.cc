@@ -70,37 +70,48 @@ Json card_json(const mixer::Card& card) {
             {"forms_when", forms_when}}}};
 }
 
+void print_card(const mixer::Card& card) {
+  print_field("id", card.id);
+  print_field("title", card.title);
+  print_field("family", card.family);
+  print_field("kind", card.kind);
+  print_field("status", card.ready ? "ready" : "planned");
+  print_field("paper", card.paper);
+  print_field("equations", card.equations);
+  if (!card.ready) return;
+  print_field("patterns", card.patterns);
+  print_field("state", state_of(card));
+  print_field("layer", card.has_layer ? "yes" : "no");
+  print_field("try", card.try_line);
+  fmt::print("\nheed apply {}\n{}", card.id, mixer::describe(card.apply));
+}
+
 }  // namespace
 
 void add_show(CLI::App& app) {
-  auto* command = app.add_subcommand("show", "Show the card of one system");
+  auto* command = app.add_subcommand("show", "Show the card of a system, or of several");
   struct Options {
     CommonOptions common;
-    std::string id;
+    std::vector<std::string> ids;
   };
   auto options = std::make_shared<Options>();
-  command->add_option("ID", options->id, "As in `heed list`")->required();
+  command->add_option("ID", options->ids, "As in `heed list`; with several --json gives a list")
+      ->required();
   options->common.add_json(command);
   add_examples(command, {"heed show gla"});
   command->callback([options] {
-    const mixer::Card& card = mixer::find_card(options->id);
+    std::vector<const mixer::Card*> cards;
+    for (const std::string& id : options->ids) cards.push_back(&mixer::find_card(id));
     if (options->common.json) {
-      fmt::print("{}", pretty_json(card_json(card)));
+      Json list = Json::array();
+      for (const mixer::Card* card : cards) list.push_back(card_json(*card));
+      fmt::print("{}", pretty_json(list.size() == 1 ? list[0] : list));
       return;
     }
-    print_field("id", card.id);
-    print_field("title", card.title);
-    print_field("family", card.family);
-    print_field("kind", card.kind);
-    print_field("status", card.ready ? "ready" : "planned");
-    print_field("paper", card.paper);
-    print_field("equations", card.equations);
-    if (!card.ready) return;
-    print_field("patterns", card.patterns);
-    print_field("state", state_of(card));
-    print_field("layer", card.has_layer ? "yes" : "no");
-    print_field("try", card.try_line);
-    fmt::print("\nheed apply {}\n{}", card.id, mixer::describe(card.apply));
+    for (const mixer::Card* card : cards) {
+      if (card != cards[0]) fmt::print("\n");
+      print_card(*card);
+    }
   });
 }
 

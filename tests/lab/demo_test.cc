@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "io/plan_file.h"
+#include "small_builtin.h"
 
 namespace heed::lab {
 namespace demo_test {
@@ -29,7 +30,9 @@ TEST(Demo, AnotherRunKeepsWhatWasMeasuredAndSaysSo) {
   const auto out = std::filesystem::temp_directory_path() /
                    ("heed-demo-" + std::to_string(static_cast<int>(::getpid())));
   DemoOptions options;
-  options.model = source + "/models/builtin";
+  const auto model = out.string() + "-model";
+  test::make_small_builtin(model);
+  options.model = model;
   options.search_files = {source + "/tests/data/books.txt"};
   options.test_files = {source + "/tests/data/heldout.txt"};
   options.out = out.string();
@@ -99,6 +102,7 @@ TEST(Demo, AnotherRunKeepsWhatWasMeasuredAndSaysSo) {
   options.fresh = true;
   nothing_kept(run_demo(options));
   std::filesystem::remove_all(out);
+  std::filesystem::remove_all(model);
   at::set_num_threads(threads);
 }
 
