@@ -3,6 +3,7 @@
 
 #include <chrono>
 
+#include "io/error.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -109,6 +110,24 @@ TEST(Aaren, LongSequencesAreFastAndTheStateDoesNotGrow) {
   EXPECT_LE(relative_error(fast.at("out"), run(in, "naive", at::kDouble).at("out")), 2e-6);
   EXPECT_EQ(fast.at("final_u").numel() + fast.at("final_m").numel() + fast.at("final_w").numel(),
             2 * 3 * (5 + 2));
+}
+
+// Not causal, every token reads what the last one of a causal pass does, whatever the order.
+TEST(Aaren, NoncausalLayerReadsTheWholeSequence) {
+  at::manual_seed(8);
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 2;
+  const auto layer = make_layer("aaren", config);
+  const at::Tensor x = at::randn({2, 9, 12});
+  Call causal, whole;
+  whole.pattern = Pattern::kNoncausalSelf;
+  const at::Tensor last = layer->forward(x, causal).slice(1, 8);
+  EXPECT_LE(relative_error(layer->forward(x, whole), last.expand({2, 9, 12})), 2e-6);
+  EXPECT_LE(relative_error(layer->forward(x.flip(1), whole), last.expand({2, 9, 12})), 2e-6);
+  const auto state = layer->make_state();
+  whole.states = {state.get()};
+  EXPECT_THROW(layer->forward(x.slice(0, 0, 1), whole), UsageError);
 }
 
 }  // namespace aaren_test

@@ -90,5 +90,62 @@ TEST(Based, NoncausalReadsAllKeys) {
   }
 }
 
+std::unique_ptr<Layer> layer(int64_t window) {
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 2;
+  config.options = {{"window", window}, {"feature_dim", 4}};
+  at::manual_seed(31);
+  auto made = make_layer("based", config);
+  for (auto& [name, t] : made->parameters()) t.add_(at::randn(t.sizes()).mul(0.3));
+  return made;
+}
+
+// What the window adds to the output, by layers that share the rest.
+at::Tensor window_branch(Layer& both, const at::Tensor& x) {
+  const auto alone = layer(0);
+  for (auto& [name, t] : alone->parameters()) t.copy_(both.parameters().at(name));
+  Call one, two;
+  return both.forward(x, one).sub(alone->forward(x, two));
+}
+
+TEST(Based, AWindowOfTheWholeSequenceIsSoftmaxAttention) {
+  const auto both = layer(20);
+  const at::Tensor x = at::randn({1, 20, 12}), wide = x.to(at::kDouble);
+  const auto heads_of = [&](const char* name) {
+    return at::matmul(wide, both->parameters().at(name).to(at::kDouble).t())
+        .view({1, 20, 2, 6})
+        .transpose(1, 2);
+  };
+  const auto turned = [&](const at::Tensor& t) {
+    const at::Tensor angle = at::arange(20, at::kDouble)
+                                 .unsqueeze(-1)
+                                 .mul(at::pow(1e4, at::arange(3, at::kDouble).div(-3)));
+    const at::Tensor a = t.slice(-1, 0, 3), b = t.slice(-1, 3);
+    return at::cat(
+        {a.mul(angle.cos()).sub(b.mul(angle.sin())), b.mul(angle.cos()).add(a.mul(angle.sin()))},
+        -1);
+  };
+  const at::Tensor q = turned(heads_of("window.q_proj.weight")),
+                   k = turned(heads_of("window.k_proj.weight"));
+  const at::Tensor mask = at::ones({20, 20}, at::kBool).tril().logical_not();
+  const at::Tensor soft = at::matmul(q, k.transpose(-1, -2))
+                              .div(std::sqrt(6.0))
+                              .masked_fill(mask, -std::numeric_limits<double>::infinity())
+                              .softmax(-1);
+  const at::Tensor o = at::matmul(soft, heads_of("v_proj.weight")).transpose(1, 2).flatten(2);
+  const at::Tensor y = at::matmul(o, both->parameters().at("o_proj.weight").to(at::kDouble).t());
+  EXPECT_LE(relative_error(window_branch(*both, x), y), 1e-5);
+}
+
+TEST(Based, TheWindowKnowsNothingOlder) {
+  const auto both = layer(5);
+  const at::Tensor x = at::randn({1, 20, 12});
+  const at::Tensor changed = at::cat({at::randn({1, 10, 12}), x.slice(1, 10)}, 1);
+  const at::Tensor a = window_branch(*both, x), b = window_branch(*both, changed);
+  EXPECT_LE(relative_error(b.slice(1, 14), a.slice(1, 14)), 1e-5);
+  EXPECT_GE(relative_error(b.slice(1, 13, 14), a.slice(1, 13, 14)), 1e-3);
+}
+
 }  // namespace based_test
 }  // namespace heed::mixer

@@ -1,6 +1,7 @@
 // Flow-Attention: conservation, equal keys, the order of tokens, and the causal sums one by one.
 #include <gtest/gtest.h>
 
+#include "io/error.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -81,6 +82,40 @@ TEST(Flowformer, CausalSumsOneByOne) {
               2e-6)
         << form;
   }
+}
+
+// With one feature the read is sum_j w_j g_j v_j / sum g: values 1/g_j show that the weights of the
+// competition add up to the number of keys.
+TEST(Flowformer, WeightsOfTheCompetitionSumToTheKeys) {
+  at::manual_seed(19);
+  const Tensor q = at::randn({2, 21, 3, 1}), k = at::randn({2, 33, 3, 1});
+  const Tensor f = q.to(at::kDouble).sigmoid(), g = k.to(at::kDouble).sigmoid();
+  const Tensor v = g.reciprocal().to(at::kFloat);
+  const Tensor allotted = f.mul(33).div(f.sum(1, true)).mul(21.0 / 33).sigmoid();
+  const Tensor expected = allotted.mul(33).div(g.sum(1, true));
+  for (const char* form : {"naive", "parallel"}) {
+    const Tensor y = flow({{"q", q}, {"k", k}, {"v", v}}, form, {{"eps", "0"}}).at("out");
+    EXPECT_LE(relative_error(y, expected), 2e-6) << form;
+  }
+}
+
+TEST(Flowformer, LayerReadsAContext) {
+  at::manual_seed(23);
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 2;
+  const auto layer = make_layer("flowformer", config);
+  for (auto& [name, t] : layer->parameters()) t.add_(at::randn(t.sizes()).mul(0.2));
+  const Tensor x = at::randn({2, 7, 12});
+  Call self, cross;
+  self.pattern = Pattern::kNoncausalSelf;
+  cross.pattern = Pattern::kNoncausalCross;
+  cross.context = x;
+  EXPECT_LE(relative_error(layer->forward(x, cross), layer->forward(x, self)), 1e-6);
+  cross.context = at::randn({2, 11, 12});
+  EXPECT_EQ(layer->forward(x, cross).sizes(), x.sizes());
+  cross.context = Tensor();
+  EXPECT_THROW(layer->forward(x, cross), UsageError);
 }
 
 }  // namespace flowformer_test

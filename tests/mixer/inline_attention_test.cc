@@ -1,6 +1,7 @@
 // InLine attention: what its weights must be.
 #include <gtest/gtest.h>
 
+#include "io/error.h"
 #include "mixer/sampling_helper.h"
 
 namespace heed::mixer {
@@ -89,6 +90,33 @@ TEST(InlineAttention, TheResidualIsAConvolutionOfTheValues) {
   const Tensor right = at::cat({image.slice(2, 1), at::zeros({2, 5, 1, 3, 4})}, 2);
   const Tensor expected = at::cat({at::zeros({2, 2, 3, 4}), right.reshape({2, 35, 3, 4})}, 1);
   EXPECT_LE(relative_error(added, expected), 1e-5);
+}
+
+// Without W2 and its bias there is no residual: the layer is the one without `local`.
+TEST(InlineAttention, ResidualOfNothingIsNoResidual) {
+  at::manual_seed(29);
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 3;
+  const auto plain = make_layer("inline-attention", config);
+  config.options = {{"local", true}};
+  const auto local = make_layer("inline-attention", config);
+  for (auto& [name, t] : plain->parameters()) {
+    t.add_(at::randn(t.sizes()).mul(0.2));
+    local->parameters().at(name).copy_(t);
+  }
+  const Tensor x = at::randn({2, 35, 12});
+  Call call;
+  call.pattern = Pattern::kNoncausalSelf;
+  call.grid = {2, {5, 7, 0}};
+  const Tensor expected = plain->forward(x, call);
+  EXPECT_GE(relative_error(local->forward(x, call), expected), 1e-3);
+  local->parameters().at("residual.2.weight").zero_();
+  EXPECT_LE(relative_error(local->forward(x, call), expected), 1e-6);
+  call.grid = {2, {5, 5, 0}};
+  EXPECT_THROW(local->forward(x, call), UsageError);
+  call.pattern = Pattern::kCausalSelf;
+  EXPECT_THROW(local->forward(x, call), UsageError);
 }
 
 }  // namespace inline_attention_test

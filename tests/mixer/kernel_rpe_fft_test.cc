@@ -138,5 +138,42 @@ TEST(KernelRpeFft, CausalNeedsAsManyKeysAsQueries) {
   EXPECT_THROW(run(inputs(5, 7), "naive", {{"causal", "true"}}), UsageError);
 }
 
+TEST(KernelRpeFft, LayerRefusesMoreTokensThanItsDistances) {
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 2;
+  config.options = {{"length", 10}};
+  const auto layer = make_layer("kernel-rpe-fft", config);
+  const auto state = layer->make_state();
+  Call call;
+  call.states = {state.get()};
+  layer->forward(at::randn({1, 10, 12}), call);
+  try {
+    layer->forward(at::randn({1, 1, 12}), call);
+    ADD_FAILURE() << "no error";
+  } catch (const UsageError& e) {
+    EXPECT_NE(std::string(e.what()).find("11 tokens are more than the 10"), std::string::npos);
+  }
+}
+
+// A self pass that is not causal is a cross pass over itself, with the distances in both
+// directions.
+TEST(KernelRpeFft, LayerReadsAContext) {
+  at::manual_seed(37);
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 2;
+  const auto layer = make_layer("kernel-rpe-fft", config);
+  for (auto& [name, t] : layer->parameters()) t.add_(at::randn(t.sizes()).mul(0.3));
+  const at::Tensor x = at::randn({2, 7, 12});
+  Call self, cross;
+  self.pattern = Pattern::kNoncausalSelf;
+  cross.pattern = Pattern::kNoncausalCross;
+  cross.context = x;
+  EXPECT_LE(relative_error(layer->forward(x, cross), layer->forward(x, self)), 1e-6);
+  cross.context = at::cat({x, at::randn({2, 4, 12})}, 1);
+  EXPECT_GE(relative_error(layer->forward(x, cross), layer->forward(x, self)), 1e-3);
+}
+
 }  // namespace kernel_rpe_fft_test
 }  // namespace heed::mixer

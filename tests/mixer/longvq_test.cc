@@ -98,5 +98,67 @@ TEST(LongVq, BiasIsNotWiderThanAChunk) {
   }
 }
 
+// Of old tokens one codeword keeps the mean, as one key that counts for all of them, beside the
+// tokens of the window with their biases.
+TEST(LongVq, OfOneCodewordOldValuesAreWeighedAgainstTheWindow) {
+  NamedTensors in = inputs(6);
+  in["codebook"] = at::randn({2, 1, kK});
+  const auto wide = [&](const char* name) { return in.at(name).to(at::kDouble); };
+  const at::Tensor logit = at::matmul(wide("q").transpose(1, 2), wide("codebook").transpose(1, 2))
+                               .div(std::sqrt(double{kK}));
+  for (const int64_t t : {20, 50, 149}) {
+    const int64_t old = std::max<int64_t>(t - 11, 0);   // before the bias
+    const at::Tensor v = wide("v")[0].transpose(0, 1);  // [H,T,V]
+    const at::Tensor own = logit[0].select(1, t);       // [H,1]
+    at::Tensor weights =
+        at::cat({own.add(std::log(static_cast<double>(old))), own.add(wide("bias").flip(1))}, 1);
+    weights = weights.softmax(-1);
+    const at::Tensor values =
+        at::cat({v.slice(1, 0, old).mean(1, true), v.slice(1, old, t + 1)}, 1);
+    const at::Tensor expected = weights.unsqueeze(-1).mul(values).sum(1);
+    for (const char* form : kForms) {
+      EXPECT_LE(relative_error(out(in, form)[0][t], expected), 2e-6) << form << t;
+    }
+  }
+}
+
+TEST(LongVq, LayerCountsItsTokensAndPullsKeysToCodewords) {
+  at::manual_seed(9);
+  LayerConfig config;
+  config.hidden = 12;
+  config.heads = 2;
+  config.options = {{"chunk", 4}, {"codes", 5}, {"bias", 3}, {"expansion", 2}};
+  const auto layer = make_layer("longvq", config);
+  const auto state = layer->make_state();
+  const at::Tensor x = at::randn({1, 30, 12});
+  for (int64_t t = 0; t < 30; ++t) {
+    Call call;
+    call.states = {state.get()};
+    layer->forward(x.slice(1, t, t + 1), call);
+    // All chunks before the last whole one and the open one.
+    const int64_t absorbed = std::max<int64_t>(t / 4 - 1, 0) * 4;
+    NamedTensors saved;
+    state->save(saved, "");
+    EXPECT_EQ(saved.at("count").sum().item<double>(), 2.0 * static_cast<double>(absorbed)) << t;
+  }
+  at::Tensor& codebook = layer->parameters().at("codebook");
+  codebook.requires_grad_();
+  const at::AutoGradMode mode(true);
+  Aux aux;
+  Call call;
+  call.aux = &aux;
+  const at::Tensor y = layer->forward(x, call);
+  const at::Tensor loss = aux.losses().at("longvq");
+  EXPECT_GT(loss.item<double>(), 0);
+  const auto only = torch::autograd::grad({loss}, {codebook}, {}, true);
+  EXPECT_GT(only[0].abs().sum().item<double>(), 0);
+  codebook.detach_().sub_(only[0], 0.5);  // a step along the gradient brings them closer
+  Aux after;
+  call.aux = &after;
+  codebook.requires_grad_();
+  layer->forward(x, call);
+  EXPECT_LT(after.losses().at("longvq").item<double>(), loss.item<double>());
+}
+
 }  // namespace longvq_test
 }  // namespace heed::mixer

@@ -110,5 +110,48 @@ TEST(Mamba, LongSequencesAreFastAndExact) {
   EXPECT_LE(relative_error(fast, run(in, "naive", "false", at::kDouble).at("out")), 2e-6);
 }
 
+// The layer is its equation, token by token in float64, with the names and shapes of transformers.
+TEST(Mamba, LayerIsItsEquation) {
+  at::manual_seed(6);
+  LayerConfig config;
+  config.hidden = 8;
+  config.heads = 1;
+  config.options = {{"state", 3}};
+  const auto layer = make_layer("mamba", config);
+  const std::map<std::string, std::vector<int64_t>> shapes = {
+      {"in_proj.weight", {32, 8}}, {"conv1d.weight", {16, 1, 4}},
+      {"conv1d.bias", {16}},       {"x_proj.weight", {7, 16}},
+      {"dt_proj.weight", {16, 1}}, {"dt_proj.bias", {16}},
+      {"A_log", {16, 3}},          {"D", {16}},
+      {"out_proj.weight", {8, 16}}};
+  EXPECT_EQ(layer->parameters().size(), shapes.size());
+  for (const auto& [name, shape] : shapes) {
+    EXPECT_EQ(layer->parameters().at(name).sizes().vec(), shape) << name;
+  }
+  EXPECT_LE(relative_error(layer->parameters().at("A_log").exp(),
+                           at::arange(1, 4, at::kFloat).expand({16, 3})),
+            1e-6);
+  for (auto& [name, t] : layer->parameters()) t.add_(at::randn(t.sizes()).mul(0.3));
+  const auto p = [&](const char* name) { return layer->parameters().at(name).to(at::kDouble); };
+  const at::Tensor input = at::randn({1, 13, 8});
+  const auto xz = at::matmul(input.to(at::kDouble), p("in_proj.weight").t()).chunk(2, -1);
+  const at::Tensor padded = at::constant_pad_nd(xz[0], {0, 0, 3, 0});
+  at::Tensor h = at::zeros({16, 3}, at::kDouble);
+  std::vector<at::Tensor> rows;
+  for (int64_t t = 0; t < 13; ++t) {
+    const at::Tensor taps = padded[0].slice(0, t, t + 4).t();
+    const at::Tensor x =
+        at::silu(taps.mul(p("conv1d.weight").squeeze(1)).sum(-1).add(p("conv1d.bias")));
+    const auto maps = at::mv(p("x_proj.weight"), x).split_with_sizes({1, 3, 3}, 0);
+    const at::Tensor dt = at::softplus(at::mv(p("dt_proj.weight"), maps[0]).add(p("dt_proj.bias")));
+    const at::Tensor a = dt.unsqueeze(-1).mul(p("A_log").exp().neg()).exp();
+    h = a.mul(h).add(dt.mul(x).unsqueeze(-1).mul(maps[1]));
+    const at::Tensor y = at::mv(h, maps[2]).add(p("D").mul(x)).mul(at::silu(xz[1][0][t]));
+    rows.push_back(at::mv(p("out_proj.weight"), y));
+  }
+  Call call;
+  EXPECT_LE(relative_error(layer->forward(input, call)[0], at::stack(rows)), 5e-6);
+}
+
 }  // namespace mamba_test
 }  // namespace heed::mixer

@@ -64,10 +64,10 @@ TEST(Rwkv7, WithOneRateAndItsOwnKeyIsTheDeltaRule) {
   const NamedTensors delta = {
       {"q", in.at("r")}, {"k", in.at("kap")}, {"v", in.at("v")}, {"beta", rate.squeeze(-1)}};
   for (const char* form : kForms) {
-    EXPECT_LE(
-        relative_error(out("rwkv7", in, form), out("deltanet", delta, form, {{"scale", "1"}})),
-        4e-6)
-        << form;
+    const at::Tensor expected =
+        testing::run(find_mechanism("deltanet"), delta, "naive", {{"scale", "1"}}, at::kDouble)
+            .at("out");
+    EXPECT_LE(relative_error(out("rwkv7", in, form), expected), 2e-6) << form;
   }
 }
 
@@ -84,6 +84,40 @@ TEST(Rwkv7, FullRemovalForgetsWhatItsKeyReads) {
   for (const char* form : kForms) {
     EXPECT_LE(out("rwkv7", in, form).abs().max().item<double>(), 2e-6) << form;
   }
+}
+
+LayerConfig at_layer(int64_t layer) {
+  LayerConfig config;
+  config.hidden = 24;
+  config.heads = 3;
+  config.layer = layer;
+  return config;
+}
+
+// The first layer leaves its values; the next one moves its own towards them.
+TEST(Rwkv7, LaterLayersReadTheValuesOfTheFirst) {
+  at::manual_seed(7);
+  const auto first = make_layer("rwkv7", at_layer(0)), next = make_layer("rwkv7", at_layer(1));
+  for (Layer* layer : {first.get(), next.get()}) {
+    for (auto& [name, t] : layer->parameters()) t.add_(at::randn(t.sizes()).mul(0.1));
+  }
+  const at::Tensor x = at::randn({2, 9, 24});
+  const auto run = [&](Layer& layer, Shared* shared) {
+    Call call;
+    call.shared = shared;
+    return layer.forward(x, call);
+  };
+  Shared shared, none;
+  run(*first, &shared);
+  ASSERT_EQ(shared.size(), 1U);
+  const at::Tensor values = shared.begin()->second.clone();
+  const at::Tensor alone = run(*next, nullptr), behind = run(*next, &shared);
+  EXPECT_GE(relative_error(behind, alone), 1e-3);
+  EXPECT_TRUE(shared.begin()->second.equal(values)) << "the first layer's values stay";
+  EXPECT_TRUE(run(*next, &none).equal(alone)) << "a first layer of its kind has only its own";
+  next->parameters().at("value.base").fill_(-1e9);  // sigmoid 0: its own values
+  EXPECT_LE(relative_error(run(*next, &shared), run(*next, nullptr)), 1e-6);
+  EXPECT_EQ(first->parameters().size() + 3, next->parameters().size());
 }
 
 }  // namespace rwkv7_test

@@ -8,8 +8,10 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "cache/tensor_io.h"
+#include "mixer/registry.h"
 #include "model/apply_model.h"
 #include "model/info.h"
 #include "model/source.h"
@@ -342,13 +344,10 @@ TEST(Decoder, Bfloat16ComesClose) {
             5e-2);
 }
 
-TEST(Decoder, RecurrentLayersStepSeveralSequencesTogether) {
+// Prefills of several lengths, then steps together, in another order and fewer, equal one pass
+// each.
+void steps_equal_one_pass(const ModelConfig& config) {
   const at::NoGradGuard no_grad;
-  ModelConfig config = tiny();
-  config.head_dim = 8;
-  config.mixers[0] = {"gla", {{"conv", 4}}};
-  config.mixers[1] = {"retnet", Json::object()};  // turns by position
-  config.mixers[2] = {"rwkv6", Json::object()};
   const Decoder model = Decoder::random(config, 12);
   std::vector<std::vector<int64_t>> texts = {{1, 2, 3, 4, 5}, {6}, {7, 8}};
   std::vector<std::unique_ptr<DecoderState>> owned;
@@ -382,6 +381,53 @@ TEST(Decoder, RecurrentLayersStepSeveralSequencesTogether) {
   check(model.step(next, some), {2, 0});
   EXPECT_EQ(states[1]->length(), 4);
   EXPECT_EQ(model.state_bytes(4), states[1]->bytes());
+}
+
+TEST(Decoder, RecurrentLayersStepSeveralSequencesTogether) {
+  ModelConfig config = tiny();
+  config.head_dim = 8;
+  config.mixers[0] = {"gla", {{"conv", 4}}};
+  config.mixers[1] = {"retnet", Json::object()};  // turns by position
+  config.mixers[2] = {"rwkv6", Json::object()};
+  steps_equal_one_pass(config);
+}
+
+TEST(Decoder, EveryCausalMixerDecodes) {
+  for (const mixer::Mechanism& m : mixer::registry().all()) {
+    mixer::LayerConfig layer;
+    layer.hidden = 24;
+    layer.heads = 4;
+    if (!m.layer || !mixer::make_layer(m.card.id, layer)->takes(mixer::Pattern::kCausalSelf)) {
+      continue;
+    }
+    SCOPED_TRACE(m.card.id);
+    ModelConfig config = tiny();
+    config.head_dim = 8;
+    for (int64_t l = 0; l < 2; ++l) config.mixers[l] = {m.card.id, Json::object()};
+    steps_equal_one_pass(config);
+  }
+}
+
+// The block of RWKV-7: later layers read the first one's values, the channel mix has a state.
+TEST(Decoder, AMixerMayBringItsChannelLayer) {
+  ModelConfig config = tiny();
+  config.head_dim = 8;
+  for (int64_t l = 0; l < 2; ++l) config.mixers[l] = {"rwkv7", {{"channel_mix", true}}};
+  steps_equal_one_pass(config);
+  const Decoder model = Decoder::random(config, 5);
+  std::set<std::string> names;
+  for (const auto& [name, tensor] : model.parameters()) names.insert(name);
+  EXPECT_TRUE(names.count("model.layers.1.mixer.channel.key.weight"));
+  EXPECT_FALSE(names.count("model.layers.1.mlp.up_proj.weight"));
+  EXPECT_TRUE(names.count("model.layers.2.mlp.up_proj.weight"));
+  EXPECT_FALSE(names.count("model.layers.0.mixer.value.base"));
+  EXPECT_TRUE(names.count("model.layers.1.mixer.value.base"));
+  const test::TempFolder folder;
+  model.save(folder.path());
+  const at::NoGradGuard no_grad;
+  Pass one, two;
+  EXPECT_TRUE(at::equal(model.forward(some_ids(1, 12), one),
+                        Decoder::load(folder.path()).forward(some_ids(1, 12), two)));
 }
 
 class Recorder : public mixer::Taps {
