@@ -10,6 +10,7 @@
 #include "bench/cases.h"
 #include "bench/machine.h"
 #include "bench/peer_process.h"
+#include "cache/plan/kinds.h"
 #include "eval/measure.h"
 #include "io/error.h"
 #include "model/hub.h"
@@ -42,7 +43,8 @@ int64_t visible_keys(const Decoder& model, const Programs* programs, int64_t beg
     if (!model.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       const HeadProgram program = programs ? programs->heads[l][h] : HeadProgram();
-      for (int64_t p = begin; p < end; ++p) sum += group * program.kept(p + 1);
+      const ProgramKind& kind = kind_of(program);
+      for (int64_t p = begin; p < end; ++p) sum += group * kind.kept(program, p + 1);
     }
   }
   return sum;

@@ -7,13 +7,13 @@
 #include "bench/markdown.h"
 #include "bench/mixers.h"
 #include "bench/model.h"
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
 #include "cli/options.h"
 #include "cli/streams.h"
 #include "io/atomic_file.h"
-#include "io/plan_file.h"
+#include "cache/plan/plan_file.h"
 #include "io/text_file.h"
 
 namespace heed::cli {

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "cache/attend_states.h"
+#include "cache/plan/kinds.h"
 #include "io/error.h"
 #include "op/attend.h"
 
@@ -167,8 +168,9 @@ AttentionCall::AttentionCall(const Decoder& model, const Rows& rows) : kv(&rows)
     job.lse_head_stride = 1;
     job.queries = 1;
     job.q_position = rows.length() - 1;  // the last token, as in a step
-    job.window = part.programs[h].window;
-    job.sinks = part.programs[h].sinks;
+    const KeyLimit limit = kind_of(part.programs[h]).limit(part.programs[h]);
+    job.window = limit.window;
+    job.sinks = limit.sinks;
     job.segments = segments.data() + begin;
     job.segment_count = static_cast<int32_t>(ends[h] - begin);
     jobs.push_back(job);

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "cache/program.h"
 #include "io/atomic_file.h"
 #include "io/error.h"

@@ -3,6 +3,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
+#include "cache/plan/kinds.h"
 #include "io/progress.h"
 #include "nn/norm.h"
 
@@ -85,16 +88,36 @@ void check_ids(const at::Tensor& ids, int64_t vocab) {
 // ----------------------------------------------------------------------------------------------
 // pieces
 
+namespace {
+
+void check_weights(const HeadProgram& program, const Params& params, int64_t layer) {
+  for (const std::string& name : kind_of(program).weights(program)) {
+    const bool there = std::any_of(params.begin(), params.end(),
+                                   [&](const Parameter& p) { return p.name == name; });
+    if (there) continue;
+    throw UsageError("layer {} has no parameter \"{}\", which the plan's program \"{}\" needs",
+                     layer, name, kind_of(program).id(program));
+  }
+}
+
+}  // namespace
+
 void Decoder::check_programs(const Programs& programs) const {
   bool fits = static_cast<int64_t>(programs.heads.size()) == config_.layers;
   for (int64_t l = 0; fits && l < config_.layers; ++l) {
     const mixer::HeadsView* heads = blocks_[l].mixer->heads();
     fits = heads == nullptr || static_cast<int64_t>(programs.heads[l].size()) == heads->kv_heads;
   }
-  if (fits) return;
-  throw UsageError(
-      "the plan is for another model: it does not have {} layers of {} key/value heads",
-      config_.layers, config_.kv_heads);
+  if (!fits) {
+    throw UsageError(
+        "the plan is for another model: it does not have {} layers of {} key/value heads",
+        config_.layers, config_.kv_heads);
+  }
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    for (const HeadProgram& program : programs.heads[l]) {
+      check_weights(program, blocks_[l].mixer->parameters(), l);
+    }
+  }
 }
 
 mixer::StateRequest Decoder::state_request(int64_t l, const StateOptions& options) const {
