@@ -36,7 +36,7 @@ struct Sequences {
   void step(const Decoder& model) {
     const auto start = Clock::now();
     const std::clock_t before = std::clock();
-    scores = model.logits(model.step(ids, states))[0];
+    scores = model.scores(ids, states);
     if (model.options().device.is_cuda()) scores = scores.cpu();
     cpu.push_back(1e3 * static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC);
     wall.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());

@@ -4,7 +4,10 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
+
 #include "io/progress.h"
+#include "nn/few_rows.h"
 
 namespace heed {
 
@@ -31,6 +34,13 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, Pass& pass) const {
   }
   const at::Tensor x = tapped(pass.taps, -1, "embed", embedding_.forward(ids, layout));
   return trunk_.forward(x, layout, pass);
+}
+
+at::Tensor Decoder::scores(std::span<const int64_t> ids,
+                           std::span<DecoderState* const> states) const {
+  std::optional<FewRowsScope> several;
+  if (ids.size() > 1) several.emplace();
+  return logits(step(ids, states))[0];
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden, Taps* taps) const {

@@ -76,7 +76,10 @@ class Decoder {
   // caches; returns hidden [1, 1, C] of the last token. Looks at Ctrl-C between chunks.
   at::Tensor prefill(std::span<const int64_t> ids, DecoderState& state, int64_t chunk = 512,
                      mixer::Taps* taps = nullptr) const;
-  // One token for each of several sequences: hidden [1, N, C].
+  // One token for each of N sequences: the scores of those that follow, [N, vocab]. Several
+  // sequences read each weight once (nn/few_rows.h).
+  at::Tensor scores(std::span<const int64_t> ids, std::span<DecoderState* const> states) const;
+  // The same before the head, by the products that a prompt has: hidden [1, N, C].
   at::Tensor step(std::span<const int64_t> ids, std::span<DecoderState* const> states) const;
 
   // All weights by name, in file order; tied ones once. The handles share the model's storage:
