@@ -1,6 +1,6 @@
-# heed_room(NAME [TORCH] [DEPENDS targets...]): one folder of src/ as one static library `heed_NAME`.
-# Every *.cc below the folder belongs to it; adding a file needs no change here. A room may include
-# only from the rooms it names (and those they name).
+# heed_room(NAME [TORCH] [FOLDERS folders...] [DEPENDS targets...]): one folder of src/ (NAME), or those named, as one
+# static library `heed_NAME`. Every *.cc below belongs to it, but for folders that an earlier room has taken; adding a file
+# needs no change here. A room may include only from the rooms it names (and those they name).
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>)
 # Warnings are errors with the compilers that every change is tested with; what a newer one finds must
 # not stop its user.
@@ -42,9 +42,21 @@ function(heed_unity target)
 endfunction()
 
 function(heed_room name)
-  cmake_parse_arguments(R "TORCH" "" "DEPENDS" ${ARGN})
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
+  cmake_parse_arguments(R "TORCH" "" "FOLDERS;DEPENDS" ${ARGN})
+  if(NOT R_FOLDERS)
+    set(R_FOLDERS ${name})
+  endif()
+  set(sources "")
+  foreach(folder ${R_FOLDERS})
+    file(GLOB_RECURSE found CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${folder}/*.cc)
+    list(APPEND sources ${found})
+  endforeach()
   list(FILTER sources EXCLUDE REGEX "/src/${name}/main/")
+  get_property(taken GLOBAL PROPERTY heed_taken_folders)
+  foreach(folder ${taken})
+    list(FILTER sources EXCLUDE REGEX "/src/${folder}/")
+  endforeach()
+  set_property(GLOBAL APPEND PROPERTY heed_taken_folders ${R_FOLDERS})
   if(NOT sources)
     return()
   endif()
@@ -64,11 +76,14 @@ function(heed_room name)
   endif()
 endfunction()
 
-# heed_registry(ROOM PATTERN PREFIX RETURN ARGS): writes build/generated/heed/ROOM_registry.inc, which declares and
-# lists `PREFIX_STEM` for every file of src/ROOM whose name matches PATTERN (a regular expression with
-# one group, the stem). Static libraries would drop files that only register themselves; the list names each.
-function(heed_registry room pattern prefix signature)
-  file(GLOB files CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${room}/*.cc)
+# heed_registry(FOLDER PATTERN PREFIX SIGNATURE [FILE source]): writes build/generated/heed/NAME_registry.inc, where NAME is
+# FOLDER's last part. It declares and lists `PREFIX_STEM`, in namespace heed::NAME, for every file of src/FOLDER whose name
+# matches PATTERN (a regular expression with one group, the stem). Static libraries would drop files that only register
+# themselves; the list names each. The library heed_NAME sees it, or where FILE is given that file of src/ alone.
+function(heed_registry folder pattern prefix signature)
+  cmake_parse_arguments(R "" "FILE" "" ${ARGN})
+  get_filename_component(room ${folder} NAME)
+  file(GLOB files CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${folder}/*.cc)
   set(declarations "")
   set(entries "")
   foreach(file ${files})
@@ -79,7 +94,12 @@ function(heed_registry room pattern prefix signature)
       string(APPEND entries "    ${prefix}_${stem},\n")
     endif()
   endforeach()
-  set(text "// Made by the build from the files of src/${room}. Do not edit.\nnamespace heed::${room} {\n${declarations}\ninline constexpr void (*k_${room}_registry[])(${signature}) = {\n${entries}};\n}  // namespace heed::${room}\n")
+  set(text "// Made by the build from the files of src/${folder}. Do not edit.\nnamespace heed::${room} {\n${declarations}\ninline constexpr void (*k_${room}_registry[])(${signature}) = {\n${entries}};\n}  // namespace heed::${room}\n")
   file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/heed/${room}_registry.inc CONTENT "${text}" @ONLY)
-  target_include_directories(heed_${room} PUBLIC $<BUILD_INTERFACE:${CMAKE_BINARY_DIR}/generated>)
+  if(R_FILE)
+    set_property(SOURCE ${CMAKE_CURRENT_SOURCE_DIR}/${R_FILE} APPEND PROPERTY INCLUDE_DIRECTORIES
+      ${CMAKE_BINARY_DIR}/generated)
+  else()
+    target_include_directories(heed_${room} PUBLIC $<BUILD_INTERFACE:${CMAKE_BINARY_DIR}/generated>)
+  endif()
 endfunction()

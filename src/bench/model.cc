@@ -7,9 +7,11 @@
 #include <cstdlib>
 #include <random>
 
+#include "bench/batch.h"
 #include "bench/cases.h"
 #include "bench/machine.h"
 #include "bench/peer_process.h"
+#include "cache/plan/kinds.h"
 #include "eval/measure.h"
 #include "io/error.h"
 #include "model/hub.h"
@@ -42,7 +44,8 @@ int64_t visible_keys(const Decoder& model, const Programs* programs, int64_t beg
     if (!model.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       const HeadProgram program = programs ? programs->heads[l][h] : HeadProgram();
-      for (int64_t p = begin; p < end; ++p) sum += group * program.kept(p + 1);
+      const ProgramKind& kind = kind_of(program);
+      for (int64_t p = begin; p < end; ++p) sum += group * kind.kept(program, p + 1);
     }
   }
   return sum;
@@ -108,7 +111,7 @@ void set_times(Record& r, const std::vector<double>& times) {
   r.runs = static_cast<int>(times.size());
 }
 
-void check_peers(const std::vector<std::string>& names) {
+void check_model_peers(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     if (name == "none" || name == "transformers" || name == "llama.cpp") continue;
     throw UsageError("--peers: `{}` is not known, expected none, transformers or llama.cpp", name);
@@ -276,16 +279,17 @@ class Report {
 }  // namespace
 
 Json run_model(const Decoder& model, const ModelOptions& options, Progress& progress) {
-  check_peers(options.peers);
-  if (options.context + options.steps > model.context()) {
+  check_model_peers(options.peers);
+  const int rounds = options.quick ? 1 : options.rounds;
+  const int64_t steps = options.batch > 1 ? rounds * options.steps + 1 : options.steps;
+  if (options.context + steps > model.context()) {
     throw UsageError("--context: {} tokens and {} steps do not fit, the model takes {}",
-                     options.context, options.steps, model.context());
+                     options.context, steps, model.context());
   }
   Machine machine = measure_machine(model.options().device, options.quick, progress);
   const auto tokens = random_tokens(model, options.context);
   std::vector<Way> ways = {{"dense", nullptr}};
   if (options.programs) ways.push_back({options.plan, options.programs});
-  const int rounds = options.quick ? 1 : options.rounds;
   const auto count = static_cast<int64_t>(ways.size());
   Transformers transformers;
   if (std::find(options.peers.begin(), options.peers.end(), "transformers") !=
@@ -316,8 +320,15 @@ Json run_model(const Decoder& model, const ModelOptions& options, Progress& prog
     report.add(way, expected_scores(model, tokens, way));
   }
   progress.end();
+  std::vector<Record> records = report.take();
+  if (options.batch > 1) {
+    const double bound = bound_of(model, options.kv_dtype);
+    for (Record& r : time_batch(model, tokens, options, bound, progress)) {
+      records.push_back(std::move(r));
+    }
+  }
   measure_again(machine, model.options().device, options.quick, progress);
-  return to_json(machine, report.take());
+  return to_json(machine, records);
 }
 
 }  // namespace heed::bench

@@ -22,6 +22,7 @@ struct ModelOptions {
   at::ScalarType kv_dtype = at::kHalf;
   int rounds = 3;  // each: read the context and decode `steps` tokens, dense and with the plan
   int steps = 16;
+  int64_t batch = 1;  // above 1: also decode so many sequences side by side (batch.h)
   std::vector<std::string> peers = {"transformers", "llama.cpp"};
   bool quick = false;  // small measurement of the machine, one round
 };

@@ -5,10 +5,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 
+#include "cache/plan/kinds.h"
 #include "io/error.h"
 
 namespace heed {
@@ -67,17 +67,19 @@ void copy_head(const at::Tensor& x, int64_t from_head, int64_t row, const at::Te
     count);
 }
 
-// The ring's rows after `length` tokens: up to two runs {row, count, first position}.
-struct RingRun {
-  int64_t row, count, position;
-};
-std::array<RingRun, 2> ring_runs(const HeadProgram& p, int64_t length) {
-  const int64_t first = std::max(p.sinks, length - p.window);
-  const int64_t count = length - first;
-  if (count <= 0) return {};
-  const int64_t row = (first - p.sinks) % p.window;
-  const int64_t head = std::min(count, p.window - row);
-  return {RingRun{p.sinks + row, head, first}, RingRun{p.sinks, count - head, first + head}};
+// The runs of a program, those that lie one behind the other as one.
+std::vector<RowRun> joined_runs(const HeadProgram& p, int64_t length) {
+  std::vector<RowRun> all, out;
+  kind_of(p).runs(p, length, all);
+  for (const RowRun& run : all) {
+    if (!out.empty() && out.back().row + out.back().count == run.row &&
+        out.back().position + out.back().count == run.position) {
+      out.back().count += run.count;
+    } else {
+      out.push_back(run);
+    }
+  }
+  return out;
 }
 
 // Rows of a window head's block that holds so many.
@@ -423,7 +425,6 @@ Rows::Run run_of(const Rows::Block& block, int64_t row, int64_t count, int64_t p
 std::vector<Rows::Run> Rows::runs(const Group& group) const {
   std::vector<Run> out;
   if (length_ == 0) return out;
-  const HeadProgram& p = group.program;
   if (paged(group)) {
     for (size_t i = 0; i < group.blocks.size(); ++i) {
       const int64_t position = static_cast<int64_t>(i) * kPage;
@@ -431,13 +432,8 @@ std::vector<Rows::Run> Rows::runs(const Group& group) const {
     }
     return out;
   }
-  if (p.full() || length_ <= p.sinks + p.window) {
-    out.push_back(run_of(*group.blocks[0], 0, length_, 0));
-    return out;
-  }
-  if (p.sinks > 0) out.push_back(run_of(*group.blocks[0], 0, p.sinks, 0));
-  for (const RingRun& run : ring_runs(p, length_)) {
-    if (run.count > 0) out.push_back(run_of(*group.blocks[0], run.row, run.count, run.position));
+  for (const RowRun& run : joined_runs(group.program, length_)) {
+    out.push_back(run_of(*group.blocks[0], run.row, run.count, run.position));
   }
   return out;
 }
@@ -478,19 +474,16 @@ kernel::Segment Rows::segment(const Block& block, int64_t n, int64_t row, int64_
 void Rows::add_segments(int64_t h, std::vector<kernel::Segment>& out) const {
   const auto [g, n] = places_[h];
   const Group& group = groups_[g];
-  const HeadProgram& p = group.program;
   if (length_ == 0) return;
   if (paged(group)) {
     out.insert(out.end(), group.segments[n].begin(), group.segments[n].end());
     return;
   }
-  const Block& block = *group.blocks[0];
-  if (p.full()) return out.push_back(segment(block, n, 0, length_, 0));
-  if (const int64_t count = std::min(length_, p.sinks); count > 0) {
-    out.push_back(segment(block, n, 0, count, 0));
-  }
-  for (const RingRun& run : ring_runs(p, length_)) {
-    if (run.count > 0) out.push_back(segment(block, n, run.row, run.count, run.position));
+  thread_local std::vector<RowRun> runs;  // decoding does not allocate
+  runs.clear();
+  kind_of(group.program).runs(group.program, length_, runs);
+  for (const RowRun& run : runs) {
+    out.push_back(segment(*group.blocks[0], n, run.row, run.count, run.position));
   }
   if (group.mean && !part_.grouped) {  // at the last position, which no window hides
     const Mean& mean = *group.mean;

@@ -1,7 +1,7 @@
 // heed apply model: see model/apply_model.h.
 #include "model/apply_model.h"
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "cache/tensor_io.h"
 #include "cli/apply.h"
 #include "cli/model_options.h"

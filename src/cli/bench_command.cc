@@ -7,13 +7,13 @@
 #include "bench/markdown.h"
 #include "bench/mixers.h"
 #include "bench/model.h"
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_file.h"
+#include "cache/plan/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
 #include "cli/options.h"
 #include "cli/streams.h"
 #include "io/atomic_file.h"
-#include "io/plan_file.h"
 #include "io/text_file.h"
 
 namespace heed::cli {
@@ -103,7 +103,7 @@ void add_model(CLI::App* bench) {
     CommonOptions common;
     bench::ModelOptions model;
     std::string name, plan, kv_dtype, json;
-    bool force = false;
+    bool force = false, random = false;
   };
   auto o = std::make_shared<Options>();
   auto* command = bench->add_subcommand("model", "Prefill and decoding, dense and under a plan");
@@ -120,6 +120,10 @@ void add_model(CLI::App* bench) {
   command->add_option("--steps", o->model.steps, "Tokens decoded a round")
       ->check(whole(1, 1000))
       ->capture_default_str();
+  command->add_option("--batch", o->model.batch, "Also decode so many sequences side by side")
+      ->check(whole(1, 1024))
+      ->capture_default_str();
+  command->add_flag("--random", o->random, "MODEL is a configuration: draw its weights");
   command->add_option("--peers", o->model.peers, "Peers to list, or none")
       ->delimiter(',')
       ->capture_default_str();
@@ -127,7 +131,9 @@ void add_model(CLI::App* bench) {
   command->add_flag("--quick", o->model.quick, "One round");
   add_kv_dtype(command, o->kv_dtype);
   o->common.add_compute(command);
-  add_examples(command, {"heed bench model smollm2 --context 4096 --plan plan.json --json m.json"});
+  add_examples(command, {"heed bench model smollm2 --context 4096 --plan plan.json --json m.json",
+                         "heed bench model bench/models/gla-100m.json --random --context 256 "
+                         "--batch 8 --peers none"});
   command->callback([command, o] {
     if (o->plan.empty()) refuse(*command, {"--force"}, "goes with --plan");
     if (o->model.quick) refuse(*command, {"--rounds"}, "has no effect with --quick");
@@ -136,7 +142,9 @@ void add_model(CLI::App* bench) {
     o->model.kv_dtype = kv_dtype(o->kv_dtype, load);
     const auto json = open_json(o->json);
     auto progress = make_progress();
-    const auto model = Decoder::load(o->name, load);
+    const auto model = o->random
+                           ? Decoder::random(parse_config(read_json(o->name), o->name), 1, load)
+                           : Decoder::load(o->name, load);
     o->model.name = std::filesystem::path(as_given(o->name)).filename().string();
     std::optional<Programs> programs;
     if (!o->plan.empty()) {

@@ -4,13 +4,13 @@
 #include <cstdio>
 #include <optional>
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_file.h"
+#include "cache/plan/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
 #include "cli/options.h"
 #include "eval/workbench.h"
 #include "io/atomic_file.h"
-#include "io/plan_file.h"
 #include "report/eval_report.h"
 
 namespace heed::cli {

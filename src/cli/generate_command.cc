@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <sstream>
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "cli/command.h"
 #include "cli/model_options.h"
 #include "cli/options.h"

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "cache/attend_states.h"
+#include "cache/plan/kinds.h"
 #include "io/error.h"
 #include "kernel/attend/table.h"
 #include "op/attend.h"
@@ -155,8 +156,9 @@ AttentionCall::AttentionCall(const Decoder& model, const Rows& rows) : kv(&rows)
   for (int64_t h = 0; h < heads; ++h) {
     rows.add_segments(h, table.segments());
     kernel::AttendJob& job = table.add(0, 1, h, rows.length() - 1);  // the last token, as in a step
-    job.window = part.programs[h].window;
-    job.sinks = part.programs[h].sinks;
+    const KeyLimit limit = kind_of(part.programs[h]).limit(part.programs[h]);
+    job.window = limit.window;
+    job.sinks = limit.sinks;
   }
 }
 

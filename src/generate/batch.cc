@@ -196,7 +196,7 @@ void Batch::feed() {
       ids.push_back(s->seen.back());
       states.push_back(s->state.get());
     }
-    const at::Tensor scores = model_.logits(model_.step(ids, states))[0];  // [N, V]
+    const at::Tensor scores = model_.scores(ids, states);
     for (size_t n = 0; n < group.size(); ++n) {
       group[n]->scores = scores[static_cast<int64_t>(n)];
     }

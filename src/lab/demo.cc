@@ -7,8 +7,9 @@
 #include <cmath>
 #include <filesystem>
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "cache/program.h"
+#include "generate/generate.h"
 #include "io/atomic_file.h"
 #include "io/error.h"
 #include "lab/kept.h"
@@ -86,20 +87,12 @@ Json attention_sample(const eval::Workbench& bench, const probe::Figures& figure
 
 std::string continuation(const eval::Workbench& bench, const eval::Tokens& prompt,
                          const Programs& programs, at::ScalarType kv_dtype, int64_t count) {
-  c10::InferenceMode no_gradients;
-  StateOptions options;
+  GenerateOptions options;
+  options.max_tokens = count;
+  options.ignore_eos = true;
   options.kv_dtype = kv_dtype;
   options.programs = &programs;
-  auto state = bench.model.make_state(options);
-  auto scores = bench.model.logits(bench.model.prefill(prompt, *state)[0]);
-  std::vector<int32_t> ids;
-  DecoderState* const states[] = {state.get()};
-  for (int64_t n = 0; n < count && state->length() < bench.model.context(); ++n) {
-    const int64_t next[] = {scores.argmax(-1).item<int64_t>()};
-    ids.push_back(static_cast<int32_t>(next[0]));
-    scores = bench.model.logits(bench.model.step(next, states)[0]);
-  }
-  return bench.tokenizer.decode(ids);
+  return generate(bench.model, bench.tokenizer, prompt, options).text;
 }
 
 eval::Workbench open_or_fall_back(const DemoOptions& options, Progress& progress) {

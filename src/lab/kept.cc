@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "io/sha256.h"
 #include "op/cuda_plugin.h"
 

@@ -1,8 +1,7 @@
 // The decoder: Llama, Mistral, Qwen2, Qwen3 and GPT-2, whose layers are softmax attention or any
 // other mixer of the registry.
 //
-//   x = embed(ids);  x = x + mixer(norm(x));  x = x + channel(norm(x)) for every layer;  logits =
-//   head(norm(x))
+//   logits = head(trunk(embedding(ids)))
 //
 // Functional code over tensors: it runs under autograd for training and searching, over caches for
 // generating, and one layer at a time through fused loops where no gradient is asked for on the
@@ -18,14 +17,11 @@
 #include <utility>
 #include <vector>
 
-#include "cache/program.h"
-#include "cache/state.h"
 #include "io/model_config.h"
-#include "mixer/layer.h"
-#include "nn/norm.h"
-#include "nn/rope.h"
-#include "nn/weight.h"
-#include "op/attend.h"
+#include "model/decoder_state.h"
+#include "model/embedding.h"
+#include "model/head.h"
+#include "model/trunk.h"
 
 namespace heed {
 
@@ -38,72 +34,6 @@ struct LoadOptions {
   // choose their frequencies for it. More than the model was made for is an error where positions
   // are a table (GPT-2).
   int64_t context = 0;
-};
-
-// What decoding keeps for one sequence: a state for every layer, and for those channel layers that
-// have one.
-class DecoderState {
- public:
-  struct Layer {
-    std::unique_ptr<State> mixer, channel;  // channel: null where it keeps nothing
-  };
-  explicit DecoderState(std::vector<Layer> layers) : layers_(std::move(layers)) {}
-
-  std::unique_ptr<DecoderState> fork() const;
-  int64_t length() const { return layers_.empty() ? 0 : layers_[0].mixer->length(); }
-  int64_t bytes() const;
-  // Throws Error where a layer cannot go back (see State), before anything has changed:
-  // keep a fork().
-  void truncate(int64_t length);
-  // Whether every layer can go back to an earlier length while no window has dropped rows.
-  bool can_truncate() const;
-  // Whether a prompt must now come in one pass (a plan with dense prefill, on any layer).
-  bool dense_prefill() const;
-  // Every tensor as "layers.N.NAME", a channel layer's as "layers.N.channel.NAME".
-  void save(NamedTensors& out) const;
-  void load(const NamedTensors& in);
-
-  State& layer(int64_t l) { return *layers_[l].mixer; }
-  const State& layer(int64_t l) const { return *layers_[l].mixer; }
-  State* channel(int64_t l) { return layers_[l].channel.get(); }
-
- private:
-  template <typename F>
-  void each(F&& f) const;
-
-  std::vector<Layer> layers_;
-};
-
-struct StateOptions {
-  at::ScalarType kv_dtype = at::kFloat;  // of keys and values
-  const Programs* programs = nullptr;    // from resolve_plan(); null: every head full
-  std::shared_ptr<StatePool> pool;       // with a budget for all sequences; null: no limit
-};
-
-// What a pass is given beside the ids.
-struct Pass {
-  // Bounds of a pack: ids are [1, sum T], sequence s is cu_seqlens[s] .. cu_seqlens[s+1]-1. Empty:
-  // every row of ids [B, T] is a sequence.
-  std::vector<int64_t> cu_seqlens;
-  // One a sequence, to which the tokens are appended; empty: every sequence starts at position 0. A
-  // pass with states takes no gradient.
-  std::vector<DecoderState*> states;
-  // Plan for a pass without states; null: every head full.
-  const Programs* programs = nullptr;
-  // Hook points of spec/inspection.md, named "N.q", "N.k", "N.v" (after rotation, [B, T, H, D]),
-  // "N.o"
-  // ([B, T, Hq, D]), "N.ln1", "N.attn_out", "N.resid_mid", "N.mlp_out", "N.resid_post" ([B, T, C])
-  // of layer N, and "embed", "final_norm", "logits".
-  mixer::Taps* taps = nullptr;
-  // Takes the place of attention in passes without states, in every layer with KV heads.
-  mixer::AttentionHook attention;
-  // Where layers leave losses of their own; null: nobody asks.
-  mixer::Aux* aux = nullptr;
-};
-
-struct Block {
-  Norm in, mid;  // before the mixer, before the channel layer
-  std::unique_ptr<mixer::Layer> mixer, channel;
 };
 
 class Decoder {
@@ -146,7 +76,10 @@ class Decoder {
   // caches; returns hidden [1, 1, C] of the last token. Looks at Ctrl-C between chunks.
   at::Tensor prefill(std::span<const int64_t> ids, DecoderState& state, int64_t chunk = 512,
                      mixer::Taps* taps = nullptr) const;
-  // One token for each of several sequences: hidden [1, N, C].
+  // One token for each of N sequences: the scores of those that follow, [N, vocab]. Several
+  // sequences read each weight once (nn/few_rows.h).
+  at::Tensor scores(std::span<const int64_t> ids, std::span<DecoderState* const> states) const;
+  // The same before the head, by the products that a prompt has: hidden [1, N, C].
   at::Tensor step(std::span<const int64_t> ids, std::span<DecoderState* const> states) const;
 
   // All weights by name, in file order; tied ones once. The handles share the model's storage:
@@ -168,29 +101,24 @@ class Decoder {
   void save(const std::string& folder, const SaveOptions& options) const;
   void save(const std::string& folder) const { save(folder, SaveOptions()); }
 
-  std::vector<Block>& blocks() { return blocks_; }
-  const std::vector<Block>& blocks() const { return blocks_; }
-  const Weight& embedding() const { return embed_; }
-  const Weight& head() const { return config_.tied ? embed_ : head_; }
+  std::vector<Block>& blocks() { return trunk_.blocks(); }
+  const std::vector<Block>& blocks() const { return trunk_.blocks(); }
+  const Weight& embedding() const { return embedding_.table(); }
+  const Weight& head() const { return head_.weight(embedding_); }
   ModelConfig& mutable_config() { return config_; }
 
  private:
   Decoder(ModelConfig config, const LoadOptions& options);
-  at::Tensor embed(const at::Tensor& ids, const mixer::Layout& layout) const;
-  void check_programs(const Programs& programs) const;
-  mixer::StateRequest state_request(int64_t l, const StateOptions& options) const;
-  // Calls `visit` with name and tensor slot of every parameter, in the order of parameter_shapes().
-  void visit(const std::function<void(const std::string&, at::Tensor&)>& visit);
+  // All parameters, in the order of shapes().
+  void visit(const VisitParameter& visit);
 
   ModelConfig config_;
   LoadOptions options_;
   std::string hash_, path_;
   int64_t context_ = 0;
-  Weight embed_, head_;
-  at::Tensor positions_;  // GPT-2
-  Norm final_norm_;
-  std::vector<Block> blocks_;
-  std::shared_ptr<const Rope> rope_;  // null: learned positions
+  Embedding embedding_;
+  Trunk trunk_;
+  Head head_;
 };
 
 }  // namespace heed

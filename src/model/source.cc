@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 
+#include "io/architecture.h"
 #include "io/dequant.h"
 #include "io/llama2c.h"
 #include "io/model_path.h"
@@ -21,29 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kLayerPrefix = "model.layers.";
-
-// "model.layers.7.self_attn.k_proj.weight" -> 7, "self_attn.k_proj", "weight"; layer -1 outside the
-// layers.
-struct NameParts {
-  int64_t layer = -1;
-  std::string module, kind;
-};
-NameParts split_name(const std::string& name) {
-  NameParts out;
-  std::string rest = name;
-  if (rest.rfind(kLayerPrefix, 0) == 0) {
-    rest = rest.substr(std::string(kLayerPrefix).size());
-    const size_t dot = rest.find('.');
-    out.layer = std::stoll(rest.substr(0, dot));
-    rest = rest.substr(dot + 1);
-  }
-  const size_t dot = rest.rfind('.');
-  out.module = rest.substr(0, dot);
-  out.kind = dot == std::string::npos ? "" : rest.substr(dot + 1);
-  return out;
-}
-
 std::string gguf_name(const std::string& name, bool fused) {
   static const std::map<std::string, std::string> modules = {
       {"model.embed_tokens", "token_embd"}, {"model.embed_positions", "position_embd"},
@@ -54,7 +32,7 @@ std::string gguf_name(const std::string& name, bool fused) {
       {"self_attn.k_norm", "attn_k_norm"},  {"post_attention_layernorm", "ffn_norm"},
       {"mlp.gate_proj", "ffn_gate"},        {"mlp.up_proj", "ffn_up"},
       {"mlp.down_proj", "ffn_down"}};
-  const NameParts parts = split_name(name);
+  const TensorName parts(name);
   const auto it = modules.find(parts.module);
   if (it == modules.end()) return "";
   const std::string module = fused ? "attn_qkv" : it->second;
@@ -62,35 +40,8 @@ std::string gguf_name(const std::string& name, bool fused) {
   return block + module + "." + parts.kind;
 }
 
-std::string gpt2_name(const std::string& name) {
-  static const std::map<std::string, std::string> modules = {{"model.embed_tokens", "wte"},
-                                                             {"model.embed_positions", "wpe"},
-                                                             {"model.norm", "ln_f"},
-                                                             {"input_layernorm", "ln_1"},
-                                                             {"self_attn.q_proj", "attn.c_attn"},
-                                                             {"self_attn.k_proj", "attn.c_attn"},
-                                                             {"self_attn.v_proj", "attn.c_attn"},
-                                                             {"self_attn.o_proj", "attn.c_proj"},
-                                                             {"post_attention_layernorm", "ln_2"},
-                                                             {"mlp.up_proj", "mlp.c_fc"},
-                                                             {"mlp.down_proj", "mlp.c_proj"}};
-  const NameParts parts = split_name(name);
-  const auto it = modules.find(parts.module);
-  if (it == modules.end()) return name;
-  const std::string block = parts.layer >= 0 ? fmt::format("h.{}.", parts.layer) : "";
-  return block + it->second + "." + parts.kind;
-}
-
-// 0, 1, 2 for q, k, v; -1 otherwise.
-int qkv_part(const std::string& module) {
-  if (module == "self_attn.q_proj") return 0;
-  if (module == "self_attn.k_proj") return 1;
-  if (module == "self_attn.v_proj") return 2;
-  return -1;
-}
-
 // Whether a layer's mixer owns the tensor: such are stored under the names used here.
-bool part_of_mixer(const NameParts& parts) {
+bool part_of_mixer(const TensorName& parts) {
   return parts.module.rfind("mixer", 0) == 0 || parts.module.rfind("self_attn", 0) == 0;
 }
 
@@ -125,6 +76,8 @@ ModelSource ModelSource::open(const std::string& path) {
       out.file_ = std::make_shared<TensorFile>(std::move(model.file));
     }
   }
+  out.architecture_ = find_architecture(out.config_.family);
+  if (place.format == ModelFormat::kSafetensors) out.settle_head();
   return out;
 }
 
@@ -141,7 +94,6 @@ void ModelSource::open_folder() {
     }
   }
   file_ = std::make_shared<TensorFile>(open_safetensors_folder(path_));
-  settle_head();
 }
 
 // As transformers 5 loads a tied model: a stored head that differs from the embedding is kept, and
@@ -176,8 +128,8 @@ std::vector<std::pair<std::string, int64_t>> ModelSource::stored_types() const {
 }
 
 std::optional<ModelSource::Place> ModelSource::find(const std::string& name) const {
-  const NameParts parts = split_name(name);
-  const int part = qkv_part(parts.module);
+  const TensorName parts(name);
+  const int part = parts.qkv();
   Place place;
   if (format_ == "gguf") {
     place.tensor = file_->find(gguf_name(name, false));
@@ -186,21 +138,17 @@ std::optional<ModelSource::Place> ModelSource::find(const std::string& name) con
       place.part = part;
       place.parts = 3;
     }
-    if (config_.family == "llama" && (part == 0 || part == 1)) {
+    if (architecture_->gguf_interleaves() && (part == 0 || part == 1)) {
       place.interleaved_heads = part == 0 ? config_.heads : config_.kv_heads;
     }
-  } else if (config_.family == "gpt2" &&
+  } else if (format_ == "safetensors" &&
              !(config_.mixers.contains(parts.layer) && part_of_mixer(parts))) {
-    const std::string stored = gpt2_name(name);
-    place.tensor = file_->find("transformer." + stored);
-    if (!place.tensor) place.tensor = file_->find(stored);
-    if (part >= 0) {
-      place.part = part;
-      place.parts = 3;
-    }
-    place.transposed =
-        parts.layer >= 0 && parts.kind == "weight" &&
-        (part >= 0 || parts.module == "self_attn.o_proj" || parts.module.rfind("mlp.", 0) == 0);
+    const StoredTensor stored = architecture_->stored(name);
+    place.tensor = file_->find(architecture_->prefix() + stored.name);
+    if (!place.tensor) place.tensor = file_->find(stored.name);
+    place.part = stored.part;
+    place.parts = stored.parts;
+    place.transposed = stored.transposed;
   } else {
     place.tensor = file_->find(name);
     if (format_ == "llama2.c" && (part == 0 || part == 1)) {

@@ -25,6 +25,8 @@
 
 namespace heed {
 
+class Architecture;
+
 class ModelSource {
  public:
   // `path`: whatever find_model (io/model_path.h) takes: a folder with config.json and safetensors,
@@ -68,6 +70,7 @@ class ModelSource {
 
   std::string path_, format_;
   ModelConfig config_;
+  const Architecture* architecture_ = nullptr;  // what its files call things
   std::shared_ptr<GgufFile> gguf_;
   std::shared_ptr<TensorFile> file_;  // the same object as gguf_ for GGUF
 };

@@ -5,6 +5,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include "io/error.h"
+#include "kernel/linear/linear.h"
+#include "nn/few_rows.h"
+#include "op/parallel.h"
 
 namespace heed {
 namespace {
@@ -42,16 +45,42 @@ bool onednn(const at::Tensor& x, const Weight& w) {
          w.data.is_contiguous();
 }
 
+// Whether the rows of x are those of a step of several sequences (few_rows.h).
+bool few_rows(const at::Tensor& x, const Weight& w, const at::Tensor& bias) {
+  if (!FewRowsScope::on() || x.scalar_type() != at::kFloat || !onednn(x, w)) return false;
+  const int64_t rows = x.numel() / x.size(-1);
+  return rows >= 2 && rows <= kernel::kFewRows &&
+         (!bias.defined() || (bias.scalar_type() == at::kFloat && bias.is_contiguous()));
+}
+
+at::Tensor linear_few_rows(const at::Tensor& x_in, const Weight& w, const at::Tensor& bias) {
+  const at::Tensor x = x_in.contiguous();
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = w.data.size(0);
+  at::Tensor y = at::empty(sizes, x.options());
+  const heed_parallel parallel = op::torch_parallel();
+  kernel::linear_few_rows(x.const_data_ptr<float>(), x.numel() / x.size(-1),
+                          w.data.const_data_ptr<float>(),
+                          bias.defined() ? bias.const_data_ptr<float>() : nullptr, w.data.size(0),
+                          w.data.size(1), y.mutable_data_ptr<float>(), &parallel);
+  return y;
+}
+
 }  // namespace
 
+thread_local bool FewRowsScope::active = false;
+
 at::Tensor linear(const at::Tensor& x, const Weight& weight, const at::Tensor& bias) {
+  if (few_rows(x, weight, bias)) return linear_few_rows(x, weight, bias);
   if (onednn(x, weight)) return onednn_unary(x, weight, bias, "none", std::nullopt);
   return at::linear(x, weight.data, bias.defined() ? std::optional(bias) : std::nullopt);
 }
 
 at::Tensor linear_activation(const at::Tensor& x, const Weight& weight, const at::Tensor& bias,
                              const std::string& activation) {
-  if (!onednn(x, weight)) return activate(linear(x, weight, bias), activation);
+  if (!onednn(x, weight) || few_rows(x, weight, bias)) {
+    return activate(linear(x, weight, bias), activation);
+  }
   if (activation == "silu") return onednn_unary(x, weight, bias, "swish", std::nullopt);
   if (activation == "relu") return onednn_unary(x, weight, bias, "relu", std::nullopt);
   return onednn_unary(x, weight, bias, "gelu", activation == "gelu_tanh" ? "tanh" : "none");
@@ -59,13 +88,17 @@ at::Tensor linear_activation(const at::Tensor& x, const Weight& weight, const at
 
 at::Tensor linear_times(const at::Tensor& x, const Weight& weight, const at::Tensor& bias,
                         const at::Tensor& other) {
-  if (onednn(x, weight)) return onednn_binary(x, weight, bias, other, "mul");
+  if (onednn(x, weight) && !few_rows(x, weight, bias)) {
+    return onednn_binary(x, weight, bias, other, "mul");
+  }
   return linear(x, weight, bias) * other;
 }
 
 at::Tensor linear_plus(const at::Tensor& x, const Weight& weight, const at::Tensor& bias,
                        const at::Tensor& other) {
-  if (onednn(x, weight)) return onednn_binary(x, weight, bias, other, "add");
+  if (onednn(x, weight) && !few_rows(x, weight, bias)) {
+    return onednn_binary(x, weight, bias, other, "add");
+  }
   return linear(x, weight, bias) + other;
 }
 

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "cache/plan/plan_file.h"
 #include "eval/workbench.h"
-#include "io/plan_file.h"
 #include "io/progress.h"
 #include "plan/search.h"
 

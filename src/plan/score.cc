@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cache/plan/kinds.h"
 #include "io/error.h"
 #include "op/attend.h"
 
@@ -100,8 +101,9 @@ at::Tensor weights_of(const Decoder& model, const Sample& sample, const at::Tens
 at::Tensor windowed(const Kept& kept, const HeadProgram& program) {
   op::AttendOptions options = kept.options;
   options.head_window = options.head_sinks = at::Tensor();
-  options.window = program.window;
-  options.sinks = program.full() ? 0 : program.sinks;
+  const KeyLimit limit = kind_of(program).limit(program);
+  options.window = limit.window;
+  options.sinks = limit.sinks;
   return std::get<0>(op::attend(kept.q, kept.k, kept.v, options));
 }
 

@@ -23,7 +23,7 @@ int64_t dense_positions(const Decoder& model, int64_t layer, int64_t length) {
 }
 
 int64_t positions(const Decoder& model, int64_t layer, const HeadProgram& program, int64_t length) {
-  return std::min(program.kept(length), dense_positions(model, layer, length));
+  return std::min(kind_of(program).kept(program, length), dense_positions(model, layer, length));
 }
 
 int64_t dense_total(const Decoder& model, int64_t length) {
@@ -106,19 +106,7 @@ Plan to_plan(const Decoder& model, const Programs& programs, const std::vector<i
   for (const auto& layer : programs.heads) {
     std::vector<int> indices;
     for (const auto& head : layer) {
-      Program program;
-      if (head.full()) {
-        program.id = "full";
-      } else {
-        program.id = fmt::format("window-{}-{}", head.sinks, head.window);
-        program.kind = Program::Kind::kWindow;
-        program.sink = head.sinks;
-        program.window.alpha = static_cast<double>(head.window);
-        if (head.dropped != Dropped::kGone) {
-          program.id += "-mean";
-          program.comp = {1, head.dropped == Dropped::kMeanAsOne ? "1" : "N_d"};
-        }
-      }
+      Program program{kind_of(head).id(head), kind_of(head).entry(head)};
       size_t index = 0;
       while (index < plan.programs.size() && plan.programs[index].id != program.id) ++index;
       if (index == plan.programs.size()) plan.programs.push_back(program);

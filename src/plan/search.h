@@ -20,9 +20,9 @@
 #include <string>
 #include <vector>
 
+#include "cache/plan/plan_file.h"
 #include "data/records.h"
 #include "eval/measure.h"
-#include "io/plan_file.h"
 #include "plan/score.h"
 
 namespace heed::plan {

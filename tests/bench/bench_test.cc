@@ -235,6 +235,29 @@ TEST(BenchModel, DenseAndPlanLeaveRecordsWithBytesAndScoresChecked) {
   EXPECT_THROW(run_model(model, options), UsageError);
 }
 
+TEST(BenchModel, SequencesSideBySideAreTimedBesideOne) {
+  const Decoder model = test::tiny_model();
+  ModelOptions options;
+  options.name = "tiny";
+  options.context = 40;
+  options.steps = 3;
+  options.quick = true;
+  options.kv_dtype = at::kFloat;
+  options.peers = {"none"};
+  options.batch = 4;
+  const Json file = run_model(model, options);
+  ASSERT_EQ(file["records"].size(), 5u);
+  const Json &one = file["records"][3], &many = file["records"][4];
+  EXPECT_EQ(one["shape"]["B"], 1);
+  EXPECT_EQ(many["shape"]["B"], 4);
+  EXPECT_EQ(many["flops"], 4 * one["flops"].get<int64_t>());
+  EXPECT_EQ(many["runs"], 3);
+  EXPECT_LT(many["error"].get<double>(), 1e-4);
+  EXPECT_NEAR(many["times_one"].get<double>(),
+              4 * one["ms"].get<double>() / many["ms"].get<double>(), 1e-9);
+  EXPECT_GT(many["times_one_cpu"].get<double>(), 0);
+}
+
 TEST(BenchPeer, AnswersLineByLineAndItsEndIsAnError) {
   PeerProcess echo({"cat"});
   for (const int n : {1, 2}) {

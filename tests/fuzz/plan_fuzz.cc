@@ -4,8 +4,8 @@
 
 #define HEED_JSON_PREFIX 1  // the choice
 #include "fuzz.h"
-#include "io/plan_file.h"
-#include "io/plan_formats.h"
+#include "cache/plan/plan_file.h"
+#include "cache/plan/plan_formats.h"
 #include "json_mutator.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -6,7 +6,7 @@
 
 #include <filesystem>
 
-#include "io/plan_file.h"
+#include "cache/plan/plan_file.h"
 #include "small_builtin.h"
 
 namespace heed::lab {

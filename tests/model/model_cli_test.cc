@@ -8,7 +8,7 @@
 
 #include "cache/tensor_io.h"
 #include "io/json.h"
-#include "io/plan_file.h"
+#include "cache/plan/plan_file.h"
 #include "run_heed.h"
 
 namespace heed {
@@ -41,12 +41,7 @@ class ModelCli : public test::CliTest {
   std::string plan(const std::string& hash, bool windows) const {
     Plan p = full_plan(2, 2, hash);
     if (windows) {
-      Program window;
-      window.id = "window";
-      window.kind = Program::Kind::kWindow;
-      window.sink = 2;
-      window.window.alpha = 5;
-      p.programs.push_back(window);
+      p.programs.push_back(window_program("window", {2, {.alpha = 5}, {}}));
       p.heads[1][0] = 1;
     }
     write_plan(p, path("plan.json"));

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cache/plan_programs.h"
+#include "cache/plan/plan_programs.h"
 #include "tiny_model.h"
 
 namespace heed::plan {
@@ -148,7 +148,7 @@ TEST(Methods, RazorsMeansAndDensePrefillSurviveThePlanFile) {
   EXPECT_EQ(again.heads, razor.heads);
   EXPECT_TRUE(again.dense_prefill);
   for (auto& program : plan.programs) {
-    if (program.kind == Program::Kind::kWindow) program.comp.count = 2;
+    if (!program.full()) program.entry["comp"]["count"] = 2;
   }
   EXPECT_THROW(resolve_programs(plan), UsageError);
 }
@@ -196,10 +196,10 @@ TEST(PlanFile, HoldsThePrograms) {
   for (size_t l = 0; l < 3; ++l) {
     for (size_t h = 0; h < 2; ++h) {
       const auto& program = again.program(l, h);
-      EXPECT_EQ(program.kind == Program::Kind::kFull, programs.heads[l][h].full());
+      EXPECT_EQ(program.full(), programs.heads[l][h].full());
       if (!programs.heads[l][h].full()) {
-        EXPECT_EQ(window_length(program, kContext), 16);
-        EXPECT_EQ(program.sink, 4);
+        EXPECT_EQ(window_entry(program.entry).sink, 4);
+        EXPECT_EQ(kept_tokens(program, kContext), 20);
       }
     }
   }

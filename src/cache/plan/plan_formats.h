@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "io/plan_file.h"
+#include "cache/plan/plan_file.h"
 
 namespace heed {
 

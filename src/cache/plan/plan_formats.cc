@@ -1,4 +1,5 @@
-#include "io/plan_formats.h"
+// See plan_formats.h.
+#include "cache/plan/plan_formats.h"
 
 #include <algorithm>
 #include <charconv>
@@ -75,22 +76,20 @@ int program_index(Plan& plan, Program program) {
     program.id = plan.programs[i].id;
     if (plan.programs[i] == program) return static_cast<int>(i);
   }
-  program.id =
-      program.kind == Program::Kind::kFull ? "full" : fmt::format("window{}", plan.programs.size());
+  program.id = program.full() ? "full" : fmt::format("window{}", plan.programs.size());
   plan.programs.push_back(std::move(program));
   return static_cast<int>(plan.programs.size()) - 1;
 }
 
 Program moa_program(double alpha, double beta) {
-  Program program;
-  if (alpha >= 0 && beta >= 1) return program;
-  program.kind = Program::Kind::kWindow;
-  program.sink = kMoaSink;
-  program.window.alpha = alpha - static_cast<double>(kMoaSink);
-  program.window.beta = beta;
-  program.window.min = kMoaBlock;
-  program.window.round = kMoaBlock;
-  return program;
+  if (alpha >= 0 && beta >= 1) return {};
+  WindowEntry entry;
+  entry.sink = kMoaSink;
+  entry.window.alpha = alpha - static_cast<double>(kMoaSink);
+  entry.window.beta = beta;
+  entry.window.min = kMoaBlock;
+  entry.window.round = kMoaBlock;
+  return window_program("", entry);
 }
 
 // A number without a trailing fraction where it has none.
@@ -120,9 +119,10 @@ Plan plan_from_duo(std::string_view tsv, const std::string& file, const std::str
   const size_t full = options.sparsity >= 1 ? 0 : count - static_cast<size_t>(std::max(below, 0.0));
 
   Plan plan = full_plan(static_cast<int64_t>(gates.size()), static_cast<int64_t>(columns), model);
-  Program stream{.id = "stream", .kind = Program::Kind::kWindow, .sink = options.sink};
+  WindowEntry stream;
+  stream.sink = options.sink;
   stream.window.alpha = static_cast<double>(options.window);
-  plan.programs.push_back(stream);
+  plan.programs.push_back(window_program("stream", stream));
   for (size_t i = full; i < count; ++i) plan.heads[order[i] / columns][order[i] % columns] = 1;
   plan.provenance = {{"method", "duo-attention"}, {"sparsity", options.sparsity}, {"gates", gates}};
   check_plan(plan, file);
@@ -134,7 +134,7 @@ std::string duo_from_plan(const Plan& plan) {
   std::optional<int> window;  // the one program that is not full
   for (const std::vector<int>& row : plan.heads) {
     for (size_t head = 0; head < row.size(); ++head) {
-      const bool full = plan.programs[static_cast<size_t>(row[head])].kind == Program::Kind::kFull;
+      const bool full = plan.programs[static_cast<size_t>(row[head])].full();
       if (!full && window.value_or(row[head]) != row[head]) {
         throw UsageError("DuoAttention has one window for all heads; this plan has several");
       }
@@ -187,18 +187,19 @@ std::string moa_from_plan(const Plan& plan) {
     Json beta_row = Json::array();
     for (size_t head = 0; head < plan.heads[layer].size(); ++head) {
       const Program& program = plan.program(layer, head);
-      if (program.kind == Program::Kind::kFull) {
+      if (program.full()) {
         alpha_row.push_back(0);
         beta_row.push_back(1);
         continue;
       }
-      const WindowRule& rule = program.window;
+      const WindowEntry entry = window_entry(program.entry);
+      const WindowRule& rule = entry.window;
       double alpha = rule.alpha;
-      bool same = program.sink == kMoaSink && program.comp.count == 0 &&
-                  rule.kind == WindowRule::Kind::kLinear;
+      bool same =
+          entry.sink == kMoaSink && entry.comp.count == 0 && rule.kind == WindowRule::Kind::kLinear;
       if (rule.beta == 0) {
         // A fixed window is one of MoA's if it is whole blocks, however it was rounded.
-        const int64_t fixed = window_length(program, int64_t{1} << 50);
+        const int64_t fixed = window_length(rule, int64_t{1} << 50);
         alpha = static_cast<double>(fixed);
         same = same && fixed % kMoaBlock == 0;
       } else {
@@ -226,12 +227,13 @@ Plan plan_from_razor(std::string_view text, const std::string& file, const std::
     throw UsageError("{} layers of {} KV heads are not a model", layers, kv_heads);
   }
   Plan plan = full_plan(layers, kv_heads, model);
-  Program razor{.id = "razor", .kind = Program::Kind::kWindow, .sink = options.sink};
+  WindowEntry razor;
+  razor.sink = options.sink;
   razor.window.kind = WindowRule::Kind::kRazor;
   razor.window.s0 = options.s0;
   razor.window.c = options.c;
   razor.comp.count = options.compensation ? 1 : 0;
-  plan.programs.push_back(razor);
+  plan.programs.push_back(window_program("razor", razor));
   for (std::vector<int>& row : plan.heads) std::fill(row.begin(), row.end(), 1);
   for (const auto& [key, value] : json.items()) {
     int64_t layer = -1;
@@ -258,7 +260,7 @@ std::string razor_from_plan(const Plan& plan) {
   for (size_t layer = 0; layer < plan.heads.size(); ++layer) {
     Json full = Json::array();
     for (size_t head = 0; head < plan.heads[layer].size(); ++head) {
-      if (plan.program(layer, head).kind == Program::Kind::kFull) full.push_back(head);
+      if (plan.program(layer, head).full()) full.push_back(head);
     }
     if (full.empty()) continue;
     out += fmt::format("{}\"{}\":{}", out.empty() ? "{" : ",", layer, canonical_json(full));

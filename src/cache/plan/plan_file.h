@@ -12,45 +12,17 @@
 #include <string_view>
 #include <vector>
 
+#include "cache/plan/window_entry.h"
 #include "io/json.h"
 
 namespace heed {
 
-// How the window of a head follows from N, the declared capacity of the cache in tokens.
-struct WindowRule {
-  enum class Kind {
-    kLinear,  // alpha + beta N, at least `min`, rounded up to a multiple of `round`
-    kRazor,   // max(s0, N / c): RazorAttention, arXiv 2407.15891
-  };
-  Kind kind = Kind::kLinear;
-  double alpha = 0;
-  double beta = 0;
-  int64_t min = 1;
-  int64_t round = 1;
-  int64_t s0 = 4000;  // kRazor alone
-  double c = 5;
-
-  bool operator==(const WindowRule&) const = default;
-};
-
-// Extra tokens that stand for what a window dropped: their number, and what each counts for ("N_d":
-// as many keys as were dropped; "1").
-struct Compensation {
-  int64_t count = 0;
-  std::string weight = "N_d";
-
-  bool operator==(const Compensation&) const = default;
-};
-
-// One head's rule. A window head at position p sees the keys j <= p with j < sink or j > p - w.
+// One entry of "programs".
 struct Program {
-  enum class Kind { kFull, kWindow };
   std::string id;
-  Kind kind = Kind::kFull;
-  int64_t sink = 0;
-  WindowRule window;  // and these, of window programs alone
-  Compensation comp;
+  Json entry = {{"kind", "full"}};  // as its kind reads it: "kind" and that kind's keys, no id
 
+  bool full() const { return entry.at("kind") == "full"; }
   bool operator==(const Program&) const = default;
 };
 
@@ -71,10 +43,7 @@ struct Plan {
   bool all_full() const;
 };
 
-// Tokens of the window at capacity N >= 1: the rule's value, at least 1 and at most N. N for full.
-int64_t window_length(const Program& program, int64_t n);
-
-// Rows of K and of V that a head keeps at capacity N: min(N, sink + window + compensation tokens).
+// Rows of K and of V that a head keeps at capacity N >= 1: at most N.
 int64_t kept_tokens(const Program& program, int64_t n);
 
 // Bytes of K and V of all heads at capacity N, one sequence: the sum of
@@ -84,6 +53,9 @@ int64_t kv_bytes(const Plan& plan, int64_t n, int64_t head_dim, int64_t value_di
 
 // A plan of one full program, for `layers` x `kv_heads`.
 Plan full_plan(int64_t layers, int64_t kv_heads, const std::string& model);
+
+// A program of kind "window".
+Program window_program(const std::string& id, const WindowEntry& entry);
 
 // Reads a plan. Error naming file and key for what is not a plan; UsageError for what a plan may
 // say but Heed does not run yet (programs "select" and "linear", prefill "dynamic").

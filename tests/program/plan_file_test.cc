@@ -1,10 +1,10 @@
 // Plan files: reading, writing, windows, bytes, and the formats of published systems.
-#include "io/plan_file.h"
+#include "cache/plan/plan_file.h"
 
 #include <gtest/gtest.h>
 
-#include "io/plan_formats.h"
-#include "io_test_helper.h"
+#include "cache/plan/plan_formats.h"
+#include "io/io_test_helper.h"
 
 namespace heed {
 namespace {
@@ -33,10 +33,8 @@ std::string with(const std::string& from, const std::string& to) {
   return text.replace(at, from.size(), to);
 }
 
-Program window_program(double alpha, double beta, int64_t min, int64_t round, int64_t sink = 0) {
-  Program program{.id = "w", .kind = Program::Kind::kWindow, .sink = sink};
-  program.window = {.alpha = alpha, .beta = beta, .min = min, .round = round};
-  return program;
+WindowRule rule(double alpha, double beta, int64_t min, int64_t round) {
+  return {.alpha = alpha, .beta = beta, .min = min, .round = round};
 }
 
 TEST(PlanFile, ReadsTheExample) {
@@ -44,10 +42,10 @@ TEST(PlanFile, ReadsTheExample) {
   EXPECT_EQ(plan.model, kModel);
   EXPECT_EQ(plan.lengths, (std::vector<int64_t>{4096, 16384}));
   ASSERT_EQ(plan.programs.size(), 3u);
-  EXPECT_EQ(plan.program(0, 1).sink, 64);
-  EXPECT_EQ(plan.program(0, 1).window.alpha, 256);
-  EXPECT_EQ(plan.program(1, 0).window.s0, 4000);
-  EXPECT_EQ(plan.program(1, 0).comp.count, 1);
+  EXPECT_EQ(window_entry(plan.program(0, 1).entry).sink, 64);
+  EXPECT_EQ(window_entry(plan.program(0, 1).entry).window.alpha, 256);
+  EXPECT_EQ(window_entry(plan.program(1, 0).entry).window.s0, 4000);
+  EXPECT_EQ(window_entry(plan.program(1, 0).entry).comp.count, 1);
   EXPECT_EQ(plan.prefill, Plan::Prefill::kDense);
   EXPECT_EQ(plan.provenance["loss"], 0.0123);
   EXPECT_FALSE(plan.all_full());
@@ -64,8 +62,8 @@ TEST(PlanFile, DefaultsAndRoundTrip) {
                                 "p");
   EXPECT_EQ(small.prefill, Plan::Prefill::kSame);
   EXPECT_EQ(small.kv_bits, 16);
-  EXPECT_EQ(small.programs[0].sink, 0);
-  EXPECT_EQ(window_length(small.programs[0], 100), 10);
+  EXPECT_EQ(window_entry(small.programs[0].entry).sink, 0);
+  EXPECT_EQ(kept_tokens(small.programs[0], 100), 10);
   TempFolder folder;
   for (const Plan& plan : {small, parse_plan(example(), "p"), full_plan(3, 2, kModel)}) {
     write_plan(plan, folder / "plan.json");
@@ -82,20 +80,18 @@ TEST(PlanFile, DefaultsAndRoundTrip) {
 }
 
 TEST(PlanFile, WindowLength) {
-  EXPECT_EQ(window_length(Program{.id = "full"}, 77), 77);
   EXPECT_EQ(kept_tokens(Program{.id = "full"}, 77), 77);
-  EXPECT_EQ(window_length(window_program(256, 0, 128, 64), 4096), 256);
-  EXPECT_EQ(window_length(window_program(100, 0, 128, 64), 4096), 128);
-  EXPECT_EQ(window_length(window_program(257, 0, 1, 64), 4096), 320);
-  EXPECT_EQ(window_length(window_program(257, 0, 1, 64), 300), 300);
-  EXPECT_EQ(window_length(window_program(-512, 0.25, 1, 1), 4096), 512);
-  EXPECT_EQ(window_length(window_program(0, 0.1, 1, 1), 1005), 101) << "rounded up";
-  EXPECT_EQ(window_length(window_program(-100, 0, 0, 1), 50), 1) << "a token sees itself";
-  EXPECT_EQ(window_length(window_program(0, 1, 1, 1), 12345), 12345);
-  EXPECT_EQ(kept_tokens(window_program(32, 0, 1, 1, 4), 4096), 36);
-  EXPECT_EQ(kept_tokens(window_program(32, 0, 1, 1, 4), 33), 33);
-  Program razor{.id = "r", .kind = Program::Kind::kWindow, .sink = 4};
-  razor.window = {.kind = WindowRule::Kind::kRazor, .s0 = 4000, .c = 5};
+  EXPECT_EQ(window_length(rule(256, 0, 128, 64), 4096), 256);
+  EXPECT_EQ(window_length(rule(100, 0, 128, 64), 4096), 128);
+  EXPECT_EQ(window_length(rule(257, 0, 1, 64), 4096), 320);
+  EXPECT_EQ(window_length(rule(257, 0, 1, 64), 300), 300);
+  EXPECT_EQ(window_length(rule(-512, 0.25, 1, 1), 4096), 512);
+  EXPECT_EQ(window_length(rule(0, 0.1, 1, 1), 1005), 101) << "rounded up";
+  EXPECT_EQ(window_length(rule(-100, 0, 0, 1), 50), 1) << "a token sees itself";
+  EXPECT_EQ(window_length(rule(0, 1, 1, 1), 12345), 12345);
+  EXPECT_EQ(kept_tokens(window_program("w", {4, rule(32, 0, 1, 1), {}}), 4096), 36);
+  EXPECT_EQ(kept_tokens(window_program("w", {4, rule(32, 0, 1, 1), {}}), 33), 33);
+  const WindowRule razor = {.kind = WindowRule::Kind::kRazor, .s0 = 4000, .c = 5};
   EXPECT_EQ(window_length(razor, 3000), 3000);
   EXPECT_EQ(window_length(razor, 10000), 4000);
   EXPECT_EQ(window_length(razor, 100001), 20000);
@@ -195,8 +191,8 @@ TEST(PlanFormats, DuoAttention) {
   EXPECT_EQ(rows(0.6), (Heads{{0, 1}, {0, 0}, {1, 1}}));
   EXPECT_EQ(rows(0.75), (Heads{{0, 1}, {1, 0}, {1, 1}}));
   const Plan plan = plan_from_duo(tsv, "a.tsv", kModel, {.sparsity = 0.5, .sink = 4, .window = 60});
-  EXPECT_EQ(plan.programs[1].sink, 4);
-  EXPECT_EQ(window_length(plan.programs[1], 4096), 60);
+  EXPECT_EQ(window_entry(plan.programs[1].entry).sink, 4);
+  EXPECT_EQ(kept_tokens(plan.programs[1], 4096), 64);
   EXPECT_EQ(duo_from_plan(plan), "1\t0\n1\t1\n0\t0\n");
   EXPECT_EQ(plan_from_duo(duo_from_plan(plan), "b", kModel, {.sparsity = 0.5}).heads, plan.heads);
   expect_error([&] { duo_from_plan(parse_plan(example(), "p")); }, {"one window"});
@@ -214,7 +210,7 @@ TEST(PlanFormats, Moa) {
   ASSERT_EQ(plan.heads[0].size(), 4u);
   // 64 sinks and a ring: ceil(max(alpha + beta N, 128) / 64) * 64 in all.
   EXPECT_EQ(kept_tokens(plan.program(0, 0), 4096), 512);
-  EXPECT_EQ(plan.program(0, 1).kind, Program::Kind::kFull);
+  EXPECT_TRUE(plan.program(0, 1).full());
   EXPECT_EQ(kept_tokens(plan.program(0, 2), 4096), 1024);
   EXPECT_EQ(kept_tokens(plan.program(0, 3), 4096), 128);
   EXPECT_EQ(kept_tokens(plan.program(1, 0), 4096), 1024);
@@ -225,7 +221,7 @@ TEST(PlanFormats, Moa) {
   }
   const Plan grouped = plan_from_moa(json, "m.json", kModel, 2, 4096);
   ASSERT_EQ(grouped.heads[0].size(), 2u);
-  EXPECT_EQ(grouped.program(0, 0).kind, Program::Kind::kFull);
+  EXPECT_TRUE(grouped.program(0, 0).full());
   EXPECT_EQ(kept_tokens(grouped.program(0, 1), 4096), 1024);
   expect_error([&] { plan_from_moa(json, "m.json", kModel, 3, 4096); }, {"over 3 KV heads"});
   expect_error([&] { plan_from_moa("{}", "m.json", kModel, 0, 1); }, {"'alphas' is missing"});

@@ -1,9 +1,8 @@
 // From a plan file to what the caches run.
 #pragma once
 
+#include "cache/plan/plan_file.h"
 #include "cache/program.h"
-#include "io/error.h"
-#include "io/plan_file.h"
 
 namespace heed {
 

@@ -1,12 +1,11 @@
-#include "io/plan_file.h"
+// See plan_file.h.
+#include "cache/plan/plan_file.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <initializer_list>
 #include <map>
 #include <utility>
 
+#include "cache/plan/plan_fields.h"
 #include "io/atomic_file.h"
 #include "io/describe.h"
 #include "io/error.h"
@@ -15,79 +14,19 @@
 namespace heed {
 namespace {
 
-// Far beyond any context; keeps products of sizes within 63 bits.
-constexpr int64_t kMaxTokens = int64_t{1} << 40;
 constexpr size_t kMaxLayers = 4096;
 constexpr size_t kMaxHeads = 4096;
 
 constexpr JsonLimits kPlanLimits = {.bytes = size_t{16} << 20, .depth = 32, .values = 2'000'000};
 
-void refuse_unknown_keys(const Json& object, std::initializer_list<std::string_view> known,
-                         const std::string& where) {
-  for (const auto& [key, value] : object.items()) {
-    if (std::find(known.begin(), known.end(), key) == known.end()) {
-      throw Error("{}: the key '{}' is not known here", printable(where), printable(key));
-    }
-  }
-}
-
-template <typename T>
-T in_range(T value, T low, T high, const char* key, const std::string& where) {
-  if (!(value >= low && value <= high)) {
-    throw Error("{}: '{}' must lie between {} and {}, found {}", printable(where), key, low, high,
-                value);
-  }
-  return value;
-}
-
-WindowRule parse_window(const Json& json, const std::string& where) {
-  WindowRule rule;
-  if (find_field(json, "rule", where) != nullptr) {
-    refuse_unknown_keys(json, {"rule", "S0", "C"}, where);
-    const std::string name = get_string(json, "rule", where);
-    if (name != "max(S0,N/C)") {
-      throw Error("{}: the rule '{}' is not known; use \"max(S0,N/C)\" or alpha and beta",
-                  printable(where), printable(name));
-    }
-    rule.kind = WindowRule::Kind::kRazor;
-    rule.s0 = get_int(json, "S0", where);
-    rule.c = get_float(json, "C", where);
-    return rule;
-  }
-  refuse_unknown_keys(json, {"alpha", "beta", "min", "round"}, where);
-  rule.alpha = get_float(json, "alpha", where);
-  rule.beta = get_float(json, "beta", where, rule.beta);
-  rule.min = get_int(json, "min", where, rule.min);
-  rule.round = get_int(json, "round", where, rule.round);
-  return rule;
-}
-
 Program parse_program(const Json& json, const std::string& where) {
   Program program;
   program.id = get_string(json, "id", where);
-  const std::string kind = get_string(json, "kind", where);
-  if (kind == "full") {
-    refuse_unknown_keys(json, {"id", "kind"}, where);
-    return program;
-  }
-  if (kind == "select" || kind == "linear") {
-    throw UsageError("{}: program '{}': the kind \"{}\" is not supported yet; use full and window",
-                     printable(where), printable(program.id), kind);
-  }
-  if (kind != "window") {
-    throw Error("{}: program '{}': the kind '{}' is not known; use full or window",
-                printable(where), printable(program.id), printable(kind));
-  }
-  refuse_unknown_keys(json, {"id", "kind", "sink", "window", "comp"}, where);
-  program.kind = Program::Kind::kWindow;
-  program.sink = get_int(json, "sink", where, 0);
-  program.window = parse_window(get_object(json, "window", where), where + ".window");
-  if (const Json* comp = find_field(json, "comp", where)) {
-    const std::string comp_where = where + ".comp";
-    program.comp.count = get_int(*comp, "count", comp_where);
-    program.comp.weight = get_string(*comp, "weight", comp_where, program.comp.weight);
-    refuse_unknown_keys(*comp, {"count", "weight"}, comp_where);
-  }
+  program.entry = json;
+  program.entry.erase("id");
+  const ProgramKind& kind =
+      kind_of(program.entry, fmt::format("{}: program '{}'", where, program.id));
+  program.entry = kind.read(program.entry, where);
   return program;
 }
 
@@ -127,40 +66,7 @@ Plan::Prefill parse_prefill(const std::string& name, const std::string& file) {
 
 void check_program(const Program& program, const std::string& where) {
   if (program.id.empty()) throw Error("{}: 'id' is empty", printable(where));
-  if (program.kind == Program::Kind::kFull) return;
-  in_range<int64_t>(program.sink, 0, kMaxTokens, "sink", where);
-  in_range<int64_t>(program.comp.count, 0, 1024, "comp.count", where);
-  if (program.comp.weight != "N_d" && program.comp.weight != "1") {
-    throw Error("{}: 'comp.weight' must be \"N_d\" or \"1\", found '{}'", printable(where),
-                printable(program.comp.weight));
-  }
-  const WindowRule& rule = program.window;
-  const double most = static_cast<double>(kMaxTokens);
-  if (rule.kind == WindowRule::Kind::kRazor) {
-    in_range<int64_t>(rule.s0, 0, kMaxTokens, "window.S0", where);
-    in_range(rule.c, 1.0, most, "window.C", where);
-    return;
-  }
-  in_range(rule.alpha, -most, most, "window.alpha", where);
-  in_range(rule.beta, -1.0, 1.0, "window.beta", where);
-  in_range<int64_t>(rule.min, 0, kMaxTokens, "window.min", where);
-  in_range<int64_t>(rule.round, 1, int64_t{1} << 20, "window.round", where);
-}
-
-Json program_to_json(const Program& program) {
-  if (program.kind == Program::Kind::kFull) return {{"id", program.id}, {"kind", "full"}};
-  Json json = {{"id", program.id}, {"kind", "window"}, {"sink", program.sink}};
-  const WindowRule& rule = program.window;
-  if (rule.kind == WindowRule::Kind::kRazor) {
-    json["window"] = {{"rule", "max(S0,N/C)"}, {"S0", rule.s0}, {"C", rule.c}};
-  } else {
-    json["window"] = {
-        {"alpha", rule.alpha}, {"beta", rule.beta}, {"min", rule.min}, {"round", rule.round}};
-  }
-  if (program.comp.count > 0) {
-    json["comp"] = {{"count", program.comp.count}, {"weight", program.comp.weight}};
-  }
-  return json;
+  kind_of(program.entry, where).read(program.entry, where);
 }
 
 const char* prefill_name(Plan::Prefill prefill) {
@@ -180,48 +86,34 @@ std::string lines(const Json& array) {
 
 bool Plan::all_full() const {
   return std::all_of(heads.begin(), heads.end(), [&](const std::vector<int>& row) {
-    return std::all_of(row.begin(), row.end(), [&](int index) {
-      return programs[static_cast<size_t>(index)].kind == Program::Kind::kFull;
-    });
+    return std::all_of(row.begin(), row.end(),
+                       [&](int index) { return programs[static_cast<size_t>(index)].full(); });
   });
 }
 
-int64_t window_length(const Program& program, int64_t n) {
-  if (program.kind == Program::Kind::kFull) return n;
-  const WindowRule& rule = program.window;
-  double length = 0;
-  if (rule.kind == WindowRule::Kind::kRazor) {
-    length = std::max(static_cast<double>(rule.s0), std::floor(static_cast<double>(n) / rule.c));
-  } else {
-    const double round = static_cast<double>(rule.round);
-    length =
-        std::max(rule.alpha + rule.beta * static_cast<double>(n), static_cast<double>(rule.min));
-    length = std::ceil(length / round) * round;
-  }
-  if (length >= static_cast<double>(n)) return n;
-  return std::max<int64_t>(1, static_cast<int64_t>(length));
-}
-
 int64_t kept_tokens(const Program& program, int64_t n) {
-  if (program.kind == Program::Kind::kFull) return n;
-  return std::min(n, program.sink + window_length(program, n) + program.comp.count);
+  return kind_of(program.entry, program.id).rows(program.entry, n);
 }
 
 int64_t kv_bytes(const Plan& plan, int64_t n, int64_t head_dim, int64_t value_dim,
                  int64_t element_bytes) {
+  std::vector<int64_t> kept;
+  for (const Program& program : plan.programs) kept.push_back(kept_tokens(program, n));
   int64_t tokens = 0;
-  for (size_t layer = 0; layer < plan.heads.size(); ++layer) {
-    for (size_t head = 0; head < plan.heads[layer].size(); ++head) {
-      tokens += kept_tokens(plan.program(layer, head), n);
-    }
+  for (const std::vector<int>& row : plan.heads) {
+    for (const int index : row) tokens += kept[static_cast<size_t>(index)];
   }
   return tokens * (head_dim + value_dim) * element_bytes;
+}
+
+Program window_program(const std::string& id, const WindowEntry& entry) {
+  return {id, to_json(entry)};
 }
 
 Plan full_plan(int64_t layers, int64_t kv_heads, const std::string& model) {
   Plan plan;
   plan.model = model;
-  plan.programs.push_back({.id = "full"});
+  plan.programs.push_back({.id = "full", .entry = {{"kind", "full"}}});
   plan.heads.assign(static_cast<size_t>(layers),
                     std::vector<int>(static_cast<size_t>(kv_heads), 0));
   return plan;
@@ -326,7 +218,11 @@ void check_plan_fits(const Plan& plan, const std::string& file, const std::strin
 
 Json plan_to_json(const Plan& plan) {
   Json programs = Json::array();
-  for (const Program& program : plan.programs) programs.push_back(program_to_json(program));
+  for (const Program& program : plan.programs) {
+    Json entry = program.entry;
+    entry["id"] = program.id;
+    programs.push_back(std::move(entry));
+  }
   Json heads = Json::array();
   for (const std::vector<int>& row : plan.heads) {
     Json ids = Json::array();
