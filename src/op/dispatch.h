@@ -63,6 +63,9 @@ class Engine {
   // The sequences of a call token by token: what decoding computes. Not differentiable.
   void run_steps(std::span<at::Tensor> tensors, const void* options,
                  const at::Tensor& cu_seqlens) const;
+  // NAME under autograd: its backward pass is run_backward.
+  void differentiable(std::span<at::Tensor> tensors, const void* options,
+                      const at::Tensor& cu_seqlens) const;
   // The naive form, sequence by sequence of a pack; differentiable by autograd.
   void run_naive(std::span<at::Tensor> tensors, const void* options,
                  const at::Tensor& cu_seqlens) const;
@@ -71,6 +74,9 @@ class Engine {
   // one(inputs of a sequence) fills its outputs, for each sequence of a pack.
   void by_sequence(std::span<at::Tensor> tensors, const at::Tensor& cu_seqlens,
                    const std::function<void(std::vector<at::Tensor>&)>& one) const;
+  // run_backward by autograd through the naive form.
+  void naive_backward(std::span<at::Tensor> tensors, std::span<at::Tensor> grads,
+                      const void* options, const at::Tensor& cu_seqlens) const;
 
   kernel::CallFields fields_;
   Naive naive_;
