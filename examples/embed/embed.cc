@@ -49,23 +49,23 @@ struct Problem {
 };
 
 void run(Problem& p, int64_t first, int64_t last, bool continues, const heed_parallel* pool) {
-  heed_scan_options options;
-  heed_scan_options_init(&options);
-  options.decay = HEED_DECAY_TOKEN;
-  options.correction = HEED_CORRECTION_DELTA;
   heed_scan_tensors tensors{};
   tensors.q = p.q.view(first, last);
   tensors.k = p.k.view(first, last);
   tensors.v = p.v.view(first, last);
-  tensors.beta = p.beta.view(first, last);
+  tensors.beta = p.beta.view(first, last);  // makes it a delta rule
   tensors.log_decay = p.log_decay.view(first, last);
   tensors.out = p.out.view(first, last);
   if (continues) tensors.initial_state = p.state.view();
   tensors.final_state = p.state.view();
   char message[256];
-  if (heed_scan_forward(&tensors, &options, pool, nullptr, 0, message, sizeof message) != HEED_OK) {
-    throw std::runtime_error(message);
-  }
+  heed_run run{};
+  run.struct_size = sizeof run;
+  run.pass = HEED_FORWARD;
+  run.parallel = pool;
+  run.message = message;
+  run.message_size = sizeof message;
+  if (heed_scan(&tensors, nullptr, nullptr, &run) != HEED_OK) throw std::runtime_error(message);
 }
 
 std::vector<double> reference(const Problem& p) {

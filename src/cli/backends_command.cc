@@ -39,15 +39,19 @@ Json describe(const op::Engine& engine, const BackendsArguments& options) {
   const kernel::CallFields& fields = engine.fields();
   Json tensors = Json::array(), settings = Json::array(), backends = Json::array();
   for (const auto& field : fields.tensors) {
-    constexpr const char* kRoles[] = {"token", "gate", "state", "out", "final"};
     tensors.push_back({{"name", field.name},
-                       {"role", kRoles[static_cast<int>(field.role)]},
+                       {"role", kernel::kRoleNames[static_cast<int>(field.role)]},
                        {"shape", field.shape},
                        {"required", field.required},
                        {"note", field.note}});
   }
   for (const auto& option : fields.options) {
-    settings.push_back({{"name", option.name}, {"default", option.value}, {"note", option.note}});
+    Json value = option.value;
+    if (option.kind == kernel::OptionKind::kMaybe) value = nullptr;
+    if (option.kind == kernel::OptionKind::kWord) {
+      value = option.words[static_cast<size_t>(option.value)];
+    }
+    settings.push_back({{"name", option.name}, {"default", value}, {"note", option.note}});
   }
   const auto sizes = read_sizes(options.shape);
   for (const auto& row : op::ask_backends(engine, sizes, op::view_dtype(dtype_from_name(options.common.dtype)))) {
@@ -78,7 +82,11 @@ void print(const Json& engine, bool fields) {
   for (size_t i = 0; fields && i < engine["options"].size(); ++i) {
     const Json& o = engine["options"][i];
     fmt::print("  {:<14} {:<6} {:<18} {}\n", o["name"].get<std::string>(), "option",
-               fmt::format("default {}", o["default"].get<double>()), o["note"].get<std::string>());
+               fmt::format("default {}", o["default"].is_null() ? "none"
+                                         : o["default"].is_string()
+                                             ? o["default"].get<std::string>()
+                                             : fmt::to_string(o["default"].get<double>())),
+               o["note"].get<std::string>());
   }
   for (const Json& b : engine["backends"]) {
     fmt::print("  backend {} on {}, priority {}\n", b["name"].get<std::string>(),

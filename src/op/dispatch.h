@@ -28,14 +28,27 @@ class Library;
 
 namespace heed::op {
 
+// A form of an engine made of ordinary tensor operations: reads the inputs among `tensors` (in the
+// order of the list; absent ones undefined) and fills the outputs. float64 inputs stay float64, all
+// others are computed in float32. Differentiable.
+struct EngineForm {
+  void (*run)(std::span<at::Tensor> tensors, const void* options,
+              const at::Tensor& cu_seqlens) = nullptr;
+  bool packs = false;  // takes whole packs; else they are taken apart before
+};
+
 class Engine {
  public:
-  // The engine from its equation, with ordinary tensor operations: reads the inputs among `tensors`
-  // (in the order of the list; absent ones undefined) and fills the outputs. float64 inputs stay
-  // float64, all others are computed in float32. Differentiable. Packs are taken apart before.
-  using Naive = void (*)(std::span<at::Tensor> tensors, const void* options);
+  using Form = EngineForm;
+  // A row of the table made so: its row has no `run`. What such a row does under autograd is
+  // recorded by PyTorch, operator by operator; it has no backward pass of its own.
+  struct TensorBackend {
+    heed_backend row;
+    Form form;
+  };
 
-  Engine(const kernel::CallFields& fields, Naive naive, std::span<const heed_backend> backends);
+  Engine(const kernel::CallFields& fields, Form naive, std::span<const heed_backend> backends,
+         std::span<const TensorBackend> tensor_backends = {});
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -43,7 +56,7 @@ class Engine {
   const kernel::CallFields& fields() const { return fields_; }
   // By falling priority.
   std::span<const heed_backend* const> backends() const { return backends_; }
-  void add(const heed_backend& backend);
+  void add(const heed_backend& backend, Form form = {});
 
   // The operators NAME and NAME_step: `tensors` in the order of the list, outputs are filled in.
   // cu_seqlens: int64 [N+1] on the CPU, or undefined. Throws UsageError naming what does not fit.
@@ -63,33 +76,51 @@ class Engine {
   // The sequences of a call token by token: what decoding computes. Not differentiable.
   void run_steps(std::span<at::Tensor> tensors, const void* options,
                  const at::Tensor& cu_seqlens) const;
-  // NAME under autograd: its backward pass is run_backward.
+  // NAME under autograd: its backward pass is run_backward, or what PyTorch recorded of a row made
+  // of its operators. `redispatch`: through PyTorch's dispatcher, where tensors may be stand-ins.
   void differentiable(std::span<at::Tensor> tensors, const void* options,
-                      const at::Tensor& cu_seqlens) const;
+                      const at::Tensor& cu_seqlens, bool redispatch) const;
   // The naive form, sequence by sequence of a pack; differentiable by autograd.
   void run_naive(std::span<at::Tensor> tensors, const void* options,
-                 const at::Tensor& cu_seqlens) const;
+                 const at::Tensor& cu_seqlens) const {
+    run_form(naive_, tensors, options, cu_seqlens);
+  }
+  // Checks the call and runs it in any form of this engine.
+  void run_form(Form form, std::span<at::Tensor> tensors, const void* options,
+                const at::Tensor& cu_seqlens) const;
+  // run_backward by autograd through a form.
+  void form_backward(Form form, std::span<at::Tensor> tensors, std::span<at::Tensor> grads,
+                     const void* options, const at::Tensor& cu_seqlens) const;
 
  private:
   // one(inputs of a sequence) fills its outputs, for each sequence of a pack.
   void by_sequence(std::span<at::Tensor> tensors, const at::Tensor& cu_seqlens,
                    const std::function<void(std::vector<at::Tensor>&)>& one) const;
-  // run_backward by autograd through the naive form.
-  void naive_backward(std::span<at::Tensor> tensors, std::span<at::Tensor> grads,
-                      const void* options, const at::Tensor& cu_seqlens) const;
+  // The row that takes a call, or nullptr and, for the warning, the reasons; with the row its form.
+  struct Choice {
+    const heed_backend* backend = nullptr;
+    Form form;
+    std::string reasons;
+  };
+  Choice choose(const at::Device& device, bool wide, const void* call, int32_t pass) const;
+  void warn(const at::Device& device, const Choice& choice) const;
+  // Runs a row made of PyTorch's operators, recorded by autograd, if that is who takes the call.
+  bool record(std::span<at::Tensor> tensors, const void* options,
+              const at::Tensor& cu_seqlens) const;
 
   kernel::CallFields fields_;
-  Naive naive_;
+  Form naive_;
   std::vector<const heed_backend*> backends_;
+  std::vector<Form> forms_;  // of the backends
 };
 
 // Every engine that has been made so, by name.
 std::vector<const Engine*> engines();
 
 // What the backends of an engine say to a call of these sizes (names of the list's shapes; others
-// are 64, B is 1) with all its tensors, for the passes forward, backward and step: the reason for
-// refusing, empty where it takes the call. UsageError for a name that no shape has, and for sizes
-// that the engine itself does not take.
+// are 64, B is 1) with the tensors that it must have, for the passes forward, backward and step:
+// the reason for refusing, empty where it takes the call. UsageError for a name that no shape has,
+// and for sizes that the engine itself does not take.
 struct BackendAnswer {
   const heed_backend* backend;
   std::vector<std::pair<std::string, std::string>> passes;
@@ -110,11 +141,12 @@ std::span<at::Tensor> tensor_list(Tensors& tensors) {
   return {reinterpret_cast<at::Tensor*>(&tensors), sizeof(Tensors) / sizeof(at::Tensor)};
 }
 
-// An Engine::Naive out of a function over the structs.
-template <class C, void (*kNaive)(TensorsOf<C>&, const typename C::Options&)>
-void naive_of(std::span<at::Tensor> tensors, const void* options) {
-  kNaive(*reinterpret_cast<TensorsOf<C>*>(tensors.data()),
-         *static_cast<const typename C::Options*>(options));
-}
+// An Engine::Form out of a function over the structs.
+template <class C, void (*kForm)(TensorsOf<C>&, const typename C::Options&)>
+inline constexpr EngineForm naive_of = {
+    [](std::span<at::Tensor> tensors, const void* options, const at::Tensor&) {
+      kForm(*reinterpret_cast<TensorsOf<C>*>(tensors.data()),
+            *static_cast<const typename C::Options*>(options));
+    }};
 
 }  // namespace heed::op

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "io/error.h"
+#include "kernel/call/check.h"
 #include "op/dispatch.h"
 
 namespace heed::op {
@@ -16,27 +17,28 @@ std::vector<BackendAnswer> ask_backends(const Engine& engine,
   const CallFields& fields = engine.fields();
   std::set<std::string> unused;
   for (const auto& [name, size] : sizes) unused.insert(name);
-  const auto call_of = [&](int32_t pass) {
+  const auto call_of = [&](int32_t pass, int32_t device) {
     std::vector<int64_t> bytes((fields.size + 7) / 8);
     reinterpret_cast<heed_call*>(bytes.data())->struct_size = static_cast<uint32_t>(fields.size);
     for (size_t i = 0; i < fields.tensors.size(); ++i) {
       const TensorField& field = fields.tensors[i];
       heed_view& view = kernel::call_views(fields, bytes.data())[i];
-      view.dtype = field.role == Role::kToken || field.role == Role::kOut ? dtype : HEED_FLOAT32;
+      if (is_index(field.role)) continue;  // what they hold matters, not their sizes
+      view.device = device;
+      view.dtype = is_token(field.role) ? dtype : HEED_FLOAT32;
       static int64_t somewhere;  // backends look at views, not at memory
-      view.data = &somewhere;
+      if (field.required) view.data = &somewhere;
       kernel::first_shape(field.shape).for_each([&](std::string_view name, int64_t literal) {
-        const std::string key(name == "N" ? "B" : name);
+        // Of "L-1" and "N+1" it is L and N that are asked about.
+        const int64_t more = kernel::SizeName(name).more;
+        const std::string_view base = more == 0 ? name : name.substr(0, name.size() - 2);
+        const std::string key(base == "N" ? "B" : base);
         const auto it = sizes.find(key);
         unused.erase(key);
         int64_t size = literal >= 0 ? literal : key == "B" || key == "G" ? 1 : 64;
-        if (name.ends_with("-1")) {
-          const auto whole = sizes.find(key.substr(0, key.size() - 2));
-          size = (whole == sizes.end() ? 64 : whole->second) - 1;
-        }
         if (it != sizes.end()) size = it->second;
-        if (name == "T" && pass == HEED_STEP) size = 1;
-        view.sizes[view.rank++] = size;
+        if (name == fields.traits.time && pass == HEED_STEP) size = 1;
+        if (field.required) view.sizes[view.rank++] = size + more;
       });
       int64_t stride = 1;
       for (int d = view.rank - 1; d >= 0; --d) {
@@ -52,7 +54,8 @@ std::vector<BackendAnswer> ask_backends(const Engine& engine,
   for (const heed_backend* backend : engine.backends()) {
     BackendAnswer answer = {backend, {}};
     for (const auto& [name, pass] : kPasses) {
-      const std::vector<int64_t> call = call_of(pass);
+      if (pass == HEED_STEP && !fields.traits.steps) continue;
+      const std::vector<int64_t> call = call_of(pass, backend->device);
       const char* reason = backend->refuses ? backend->refuses(call.data(), pass) : nullptr;
       answer.passes.emplace_back(name, reason ? reason : "");
     }

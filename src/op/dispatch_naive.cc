@@ -64,12 +64,14 @@ void Engine::by_sequence(std::span<Tensor> tensors, const Tensor& cu_seqlens,
   }
 }
 
-void Engine::run_naive(std::span<Tensor> tensors, const void* options,
-                       const Tensor& cu_seqlens) const {
+void Engine::run_form(Form form, std::span<Tensor> tensors, const void* options,
+                      const Tensor& cu_seqlens) const {
   std::vector<Tensor> x(tensors.begin(), tensors.end());
-  bind(fields_, x, options, cu_seqlens, is_wide(fields_, tensors)).check(HEED_FORWARD);
-  if (!cu_seqlens.defined()) return naive_(tensors, options);
-  by_sequence(tensors, cu_seqlens, [&](std::vector<Tensor>& one) { naive_(one, options); });
+  const bool wide = is_wide(fields_, tensors);
+  bind_call(fields_, x, options, cu_seqlens, wide).check(HEED_FORWARD, wide);
+  if (!cu_seqlens.defined() || form.packs) return form.run(tensors, options, cu_seqlens);
+  by_sequence(tensors, cu_seqlens,
+              [&](std::vector<Tensor>& one) { form.run(one, options, Tensor()); });
 }
 
 void Engine::run_steps(std::span<Tensor> tensors, const void* options,
@@ -77,7 +79,8 @@ void Engine::run_steps(std::span<Tensor> tensors, const void* options,
   const at::NoGradGuard no_grad;
   if (cu_seqlens.defined()) {
     std::vector<Tensor> x(tensors.begin(), tensors.end());
-    bind(fields_, x, options, cu_seqlens, is_wide(fields_, tensors)).check(HEED_FORWARD);
+    const bool wide = is_wide(fields_, tensors);
+    bind_call(fields_, x, options, cu_seqlens, wide).check(HEED_FORWARD, wide);
     return by_sequence(tensors, cu_seqlens,
                        [&](std::vector<Tensor>& one) { run_steps(one, options, {}); });
   }
@@ -125,15 +128,17 @@ void Engine::run_steps(std::span<Tensor> tensors, const void* options,
   }
 }
 
-void Engine::naive_backward(std::span<Tensor> tensors, std::span<Tensor> grads, const void* options,
-                            const Tensor& cu_seqlens) const {
+void Engine::form_backward(Form form, std::span<Tensor> tensors, std::span<Tensor> grads,
+                           const void* options, const Tensor& cu_seqlens) const {
   const at::AutoGradMode grad_mode(true);
   std::vector<Tensor> x(tensors.size()), wanted, outputs, incoming;
   for (size_t i = 0; i < x.size(); ++i) {
     if (!is_input(fields_.tensors[i].role) || !tensors[i].defined()) continue;
+    x[i] = tensors[i];
+    if (!takes_gradient(fields_.tensors[i].role)) continue;
     wanted.push_back(x[i] = tensors[i].detach().requires_grad_());
   }
-  run_naive(x, options, cu_seqlens);
+  run_form(form, x, options, cu_seqlens);
   for (size_t i = 0; i < x.size(); ++i) {
     if (is_input(fields_.tensors[i].role) || !x[i].defined() || !grads[i].defined()) continue;
     if (x[i].requires_grad())
@@ -145,7 +150,7 @@ void Engine::naive_backward(std::span<Tensor> tensors, std::span<Tensor> grads, 
   }
   size_t next = 0;
   for (size_t i = 0; i < x.size(); ++i) {
-    if (!is_input(fields_.tensors[i].role) || !tensors[i].defined()) continue;
+    if (!takes_gradient(fields_.tensors[i].role) || !tensors[i].defined()) continue;
     const Tensor& g = results[next++];
     grads[i] = g.defined() ? g : at::zeros_like(tensors[i]);
   }

@@ -41,7 +41,7 @@ void plain_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit
 void autograd_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   const Engine& engine = engine_of(op);
   Arguments a = pop_arguments(op, engine.fields(), stack);
-  engine.differentiable(a.tensors, a.options.data(), a.cu_seqlens);
+  engine.differentiable(a.tensors, a.options.data(), a.cu_seqlens, true);
   push_outputs(engine.fields(), a, true, false, stack);
 }
 
@@ -51,7 +51,7 @@ void backward_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::
   Arguments a = pop_arguments(op, fields, stack);
   engine.run_backward(a.tensors, a.grads, a.options.data(), a.cu_seqlens, a.saved);
   for (size_t i = 0; i < fields.tensors.size(); ++i) {
-    if (is_input(fields.tensors[i].role)) stack->emplace_back(a.grads[i]);
+    if (takes_gradient(fields.tensors[i].role)) stack->emplace_back(a.grads[i]);
   }
 }
 
@@ -70,7 +70,7 @@ void meta_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
   const std::string& name = op.operator_name().name;
   if (name.ends_with("_backward")) {
     for (size_t i = 0; i < fields.tensors.size(); ++i) {
-      if (!is_input(fields.tensors[i].role)) continue;
+      if (!takes_gradient(fields.tensors[i].role)) continue;
       stack->emplace_back(a.tensors[i].defined() ? at::empty_like(a.tensors[i]) : Tensor());
     }
     return;
@@ -79,7 +79,7 @@ void meta_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
   int extra = 0;
   for (size_t i = a.tensors.size(); i-- > 0;) {
     const TensorField& field = fields.tensors[i];
-    if (!is_input(field.role) || !a.tensors[i].defined()) continue;
+    if (!takes_gradient(field.role) || !a.tensors[i].defined()) continue;
     const int rank = static_cast<int>(a.tensors[i].dim());
     if (field.role == Role::kToken) extra = rank - kernel::first_shape(field.shape).rank();
     int d = 0;
@@ -121,6 +121,7 @@ void Engine::define(torch::Library& library) const {
     library.impl(name.c_str(), torch::dispatch(key, std::move(kernel)));
   };
   for (const Op op : {Op::kPlain, Op::kForward, Op::kBackward, Op::kStep}) {
+    if (op == Op::kStep && !fields_.traits.steps) continue;
     library.def(torch::schema(schema(fields_, op).c_str()));
     for (const DispatchKey key : {DispatchKey::CPU, DispatchKey::CUDA}) {
       switch (op) {

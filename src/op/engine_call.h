@@ -15,38 +15,34 @@
 
 namespace heed::op {
 
+// The tensors that are set must outlive the call.
 class KernelCall {
  public:
   KernelCall(const kernel::CallFields& fields, const void* options, const at::Tensor& cu_seqlens);
 
   char* data() { return reinterpret_cast<char*>(bytes_.data()); }
   heed_call& head() { return *reinterpret_cast<heed_call*>(bytes_.data()); }
-  void set(size_t i, const at::Tensor& t) { keep(kernel::call_views(fields_, data())[i], t); }
-  void set_grad(size_t i, const at::Tensor& t) { keep(kernel::call_grads(fields_, data())[i], t); }
+  void set(size_t i, const at::Tensor& t) { kernel::call_views(fields_, data())[i] = view_of(t); }
+  void set_grad(size_t i, const at::Tensor& t) {
+    kernel::call_grads(fields_, data())[i] = view_of(t);
+  }
 
-  // Throws UsageError naming what does not fit.
-  kernel::CallSizes check(int32_t pass);
+  // Throws UsageError naming what does not fit. wide: anything may be float64.
+  kernel::CallSizes check(int32_t pass, bool wide);
   void run(const heed_backend& backend, int32_t pass, const at::Device& device);
 
  private:
-  void keep(heed_view& view, const at::Tensor& t) {
-    if (!t.defined()) return;
-    view = view_of(t);
-    kept_.push_back(t);
-  }
-
   const kernel::CallFields& fields_;
   std::vector<int64_t> bytes_;
-  std::vector<at::Tensor> kept_;
   at::Tensor offsets_;
 };
 
-// As the kernels want the tensor of a field.
-at::Tensor prepared(const at::Tensor& t, const kernel::TensorField& field, bool wide);
+// Makes of a tensor what the kernels want of its field; most are so already.
+void prepare(at::Tensor& t, const kernel::TensorField& field, bool wide);
 
-// The call of its pass with its inputs as the kernels want them; `tensors` are replaced by them.
-KernelCall bind(const kernel::CallFields& fields, std::vector<at::Tensor>& tensors,
-                const void* options, const at::Tensor& cu_seqlens, bool wide);
+// The call of a pass with its inputs as the kernels want them; `tensors` are replaced by them.
+KernelCall bind_call(const kernel::CallFields& fields, std::vector<at::Tensor>& tensors,
+                     const void* options, const at::Tensor& cu_seqlens, bool wide);
 
 // Empty outputs, those whose sizes are known.
 void make_outputs(const kernel::CallFields& fields, std::span<at::Tensor> tensors,

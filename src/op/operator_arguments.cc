@@ -3,6 +3,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "io/error.h"
 
 namespace heed::op {
 
@@ -22,9 +26,57 @@ std::string option_schema(const OptionField& o) {
       return fmt::format("float {}={:#}", o.name, o.value);  // with a point, as schemas want it
     case OptionKind::kInteger:
       return fmt::format("int {}={}", o.name, static_cast<int64_t>(o.value));
+    case OptionKind::kMaybe:
+      return fmt::format("float? {}=None", o.name);
+    case OptionKind::kWord:
+      return fmt::format("str {}=\"{}\"", o.name, o.words[static_cast<size_t>(o.value)]);
     default:
       return fmt::format("bool {}={}", o.name, o.value != 0 ? "True" : "False");
   }
+}
+
+Option read_option(const CallFields& fields, const OptionField& field, const c10::IValue& value) {
+  Option o;
+  switch (field.kind) {
+    case OptionKind::kNumber:
+      o.number = value.toDouble();
+      return o;
+    case OptionKind::kMaybe:
+      o.number = value.isNone() ? std::numeric_limits<double>::quiet_NaN() : value.toDouble();
+      return o;
+    case OptionKind::kInteger:
+      o.integer = value.toInt();
+      return o;
+    case OptionKind::kFlag:
+      o.integer = value.toBool();
+      return o;
+    case OptionKind::kWord:
+      break;
+  }
+  const std::string& word = value.toStringRef();
+  const auto at = std::find(field.words.begin(), field.words.end(), word);
+  if (at == field.words.end()) {
+    throw UsageError("{}: unknown {} '{}', expected one of: {}", fields.engine, field.name, word,
+                     fmt::join(field.words, ", "));
+  }
+  o.integer = at - field.words.begin();
+  return o;
+}
+
+c10::IValue value_of(const OptionField& field, const Option& o) {
+  switch (field.kind) {
+    case OptionKind::kNumber:
+      return o.number;
+    case OptionKind::kMaybe:
+      return std::isnan(o.number) ? c10::IValue() : c10::IValue(o.number);
+    case OptionKind::kInteger:
+      return o.integer;
+    case OptionKind::kFlag:
+      return o.integer != 0;
+    case OptionKind::kWord:
+      break;
+  }
+  return std::string(field.words[static_cast<size_t>(o.integer)]);
 }
 
 // A state of a step is named without "initial_".
@@ -48,7 +100,10 @@ std::string schema(const CallFields& fields, Op op) {
   for (const auto& field : fields.tensors) {
     const bool state = field.role == Role::kState;
     if (!is_input(field.role)) {
-      if (op != Op::kBackward && (op != Op::kStep || field.role == Role::kOut)) {
+      if (op == Op::kBackward && fields.traits.keeps_outputs) {
+        named.push_back(fmt::format("Tensor? {}=None", field.name));
+      }
+      if (op != Op::kBackward && (op != Op::kStep || field.role != Role::kFinal)) {
         outs.push_back(fmt::format("Tensor {}", field.name));
       }
     } else if (op == Op::kStep && state) {
@@ -58,10 +113,10 @@ std::string schema(const CallFields& fields, Op op) {
     } else {
       named.push_back(fmt::format("Tensor? {}=None", field.name));
     }
-    if (op == Op::kBackward && is_input(field.role)) outs.push_back("Tensor");
+    if (op == Op::kBackward && takes_gradient(field.role)) outs.push_back("Tensor");
   }
   if (op == Op::kForward) outs.push_back("Tensor saved");
-  if (op != Op::kStep) named.push_back("Tensor? cu_seqlens=None");
+  if (op != Op::kStep) named.push_back(fmt::format("Tensor? {}=None", fields.traits.pack));
   for (const auto& option : fields.options) named.push_back(option_schema(option));
   text += fmt::format("{}", fmt::join(plain, ", "));
   if (!named.empty()) text += fmt::format(", *, {}", fmt::join(named, ", "));
@@ -88,15 +143,12 @@ Arguments pop_arguments(const c10::OperatorHandle& op, const CallFields& fields,
                                      [&](const OptionField& o) { return o.name == name; });
     if (name == "saved") {
       a.saved = tensor_of(values[i]);
-    } else if (name == "cu_seqlens") {
+    } else if (name == fields.traits.pack) {
       a.cu_seqlens = tensor_of(values[i]);
     } else if (plain != fields.tensors.end()) {
       a.tensors[plain - fields.tensors.begin()] = tensor_of(values[i]);
     } else if (option != fields.options.end()) {
-      Option& o = a.options[option - fields.options.begin()];
-      if (option->kind == OptionKind::kNumber) o.number = values[i].toDouble();
-      if (option->kind == OptionKind::kInteger) o.integer = values[i].toInt();
-      if (option->kind == OptionKind::kFlag) o.integer = values[i].toBool();
+      a.options[option - fields.options.begin()] = read_option(fields, *option, values[i]);
     } else {
       a.grads[fields.find(std::string_view(name).substr(5))] = tensor_of(values[i]);
     }
@@ -113,7 +165,7 @@ torch::jit::Stack push_arguments(const c10::OperatorHandle& op, const CallFields
     const std::string& name = argument.name();
     if (name == "saved") {
       stack.push_back(value(a.saved));
-    } else if (name == "cu_seqlens") {
+    } else if (name == fields.traits.pack) {
       stack.push_back(value(a.cu_seqlens));
     } else if (const int i = fields.find(name); i >= 0) {
       stack.push_back(value(a.tensors[i]));
@@ -123,16 +175,7 @@ torch::jit::Stack push_arguments(const c10::OperatorHandle& op, const CallFields
       for (size_t o = 0; o < fields.options.size(); ++o) {
         if (name != fields.options[o].name) continue;
         const Option& option = a.options[o];
-        switch (fields.options[o].kind) {
-          case OptionKind::kNumber:
-            stack.emplace_back(option.number);
-            break;
-          case OptionKind::kInteger:
-            stack.emplace_back(option.integer);
-            break;
-          default:
-            stack.emplace_back(option.integer != 0);
-        }
+        stack.push_back(value_of(fields.options[o], option));
       }
     }
   }
@@ -143,7 +186,7 @@ void push_outputs(const CallFields& fields, const Arguments& a, bool finals, boo
                   torch::jit::Stack* stack) {
   for (size_t i = 0; i < fields.tensors.size(); ++i) {
     const Role role = fields.tensors[i].role;
-    if (role == Role::kOut || (finals && role == Role::kFinal)) stack->emplace_back(a.tensors[i]);
+    if (!is_input(role) && (finals || role != Role::kFinal)) stack->emplace_back(a.tensors[i]);
   }
   if (saved) stack->emplace_back(a.saved);
 }

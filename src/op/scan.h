@@ -1,10 +1,12 @@
 // Matrix-state recurrences on tensors: the operator over kernel/scan, and its naive references.
 // Rows are vectors; per sequence and head, with the state S (K x V) and a_t = exp(log_decay_t):
 //
-//   S_t = diag(a_t) S_{t-1} + p_t^T (r_t S_{t-1}) + k_t^T v_t                     p, r given
-//   (general) S' = diag(a_t) S_{t-1},  S_t = S' + beta_t k_t^T (v_t - k_t S')               beta
-//   given (delta) S_t = diag(a_t) S_{t-1} + k_t^T v_t neither out_t = scale q_t S_t,  or with
-//   read_before  out_t = scale q_t (S_{t-1} + diag(bonus) k_t^T v_t)
+// clang-format off
+//   S_t = diag(a_t) S_{t-1} + p_t^T (r_t S_{t-1}) + k_t^T v_t                  p, r given (general)
+//   S'  = diag(a_t) S_{t-1},  S_t = S' + beta_t k_t^T (v_t - k_t S')             beta given (delta)
+//   S_t = diag(a_t) S_{t-1} + k_t^T v_t                                                     neither
+//   out_t = scale q_t S_t,  or with read_before  out_t = scale q_t (S_{t-1} + diag(bonus) k_t^T v_t)
+// clang-format on
 //
 // GLA, arXiv 2312.06635; DeltaNet, 2406.06484; Gated DeltaNet, 2412.06464; RWKV-6, 2404.05892.
 // The chunked form: spec "Shared algorithms" E1 and E2.
@@ -14,6 +16,8 @@
 
 #include <cstdint>
 #include <tuple>
+
+#include "kernel/scan/scan.h"
 
 namespace heed::op {
 
@@ -27,16 +31,14 @@ struct ScanInputs {
   at::Tensor cu_seqlens;     // int64 [N+1] on the CPU; then B = 1
 };
 
-struct ScanOptions {
-  double scale = 1;
-  bool read_before = false;
-  int64_t chunk = 64;  // changes rounding only
-};
+using kernel::ScanOptions;
+using ScanTensors = kernel::ScanTensors<at::Tensor>;
 
 // q, k [B,T,H,K], v [B,T,H,V] -> out [B,T,H,V] in v's dtype, final_state float32 [B or N,H,K,V].
-// Differentiable in everything but cu_seqlens (grad of a -inf decay is 0). CPU: our chunked kernel
-// for float32, bfloat16, float16; else scan_chunked_naive (CUDA) or scan_naive (float64), with one
-// warning. Throws UsageError naming the tensor that does not fit.
+// Differentiable in everything but cu_seqlens (grad of a -inf decay is 0). What runs it says the
+// engine's table of backends: on the CPU our kernel, on CUDA chunks with PyTorch's operators;
+// float64 runs in the naive form, with one warning. Throws UsageError naming the tensor that does
+// not fit.
 std::tuple<at::Tensor, at::Tensor> scan(const at::Tensor& q, const at::Tensor& k,
                                         const at::Tensor& v, const ScanInputs& inputs = {},
                                         const ScanOptions& options = {});
@@ -57,5 +59,10 @@ std::tuple<at::Tensor, at::Tensor> scan_chunked_naive(const at::Tensor& q, const
 // inputs.initial_state and cu_seqlens are not used. Not differentiable. Returns out [B,1,H,V].
 at::Tensor scan_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const ScanInputs& inputs, const ScanOptions& options, at::Tensor& state);
+
+namespace naive {  // of one sequence each, what the engine is made of
+void scan(ScanTensors& x, const ScanOptions& options);
+void scan_chunked(ScanTensors& x, const ScanOptions& options);
+}  // namespace naive
 
 }  // namespace heed::op

@@ -1,97 +1,19 @@
-// The naive forms of scan, token by token and chunked, and the check of its arguments.
+// The naive forms of scan, token by token and chunked.
+//
+// clang-format off
 // Chunked: with b_i = sum_{j<=i} log a_j inside the chunk (b_0 = 0) and E(i,j) = exp(b_i - b_j),
-//   (I - A) Y = (r . e^{b'}) S0 + G V,   A_ij = sum_d r_id E'(i,j)_d p_jd,  G_ij = sum_d r_id
-//   E'(i,j)_d k_jd,  j < i out_i = scale [(q_i . e^b) S0 + sum_j P_ij y_j + R_ij v_j],  P_ij =
-//   q_i.E(i,j).p_j,  R_ij = q_i.E(i,j).k_j S_L = diag(e^{b_L}) S0 + sum_j (p_j . E(L,j)) y_j^T +
-//   (k_j . E(L,j)) v_j^T
+//   (I - A) Y = (r . e^{b'}) S0 + G V,   A_ij = sum_d r_id E'(i,j)_d p_jd,  G_ij = sum_d r_id E'(i,j)_d k_jd,  j < i
+//   out_i = scale [(q_i . e^b) S0 + sum_j P_ij y_j + R_ij v_j],     P_ij = q_i.E(i,j).p_j,  R_ij = q_i.E(i,j).k_j
+//   S_L = diag(e^{b_L}) S0 + sum_j (p_j . E(L,j)) y_j^T + (k_j . E(L,j)) v_j^T
+// clang-format on
+//
 // where b' = b_{i-1} for the general correction (reads before decay) and b_i for delta (reads after
 // decay).
 #include <ATen/ATen.h>
 
-#include "io/error.h"
-#include "op/attend_shape.h"
-#include "op/describe.h"
-#include "op/scan_shape.h"
+#include "op/scan.h"
 
 namespace heed::op {
-namespace {
-
-void expect_sizes(const at::Tensor& t, const char* name, std::initializer_list<int64_t> sizes,
-                  const char* meaning) {
-  if (t.sizes() == at::IntArrayRef(sizes.begin(), sizes.size())) return;
-  throw UsageError("scan: {} has shape {}, expected {} = {}", name, sizes_of(t), meaning,
-                   sizes_of(at::IntArrayRef(sizes.begin(), sizes.size())));
-}
-
-}  // namespace
-
-ScanShape check_scan(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const ScanInputs& in, const ScanOptions& options) {
-  if (q.dim() != 4) throw UsageError("scan: q has shape {}, expected [B,T,H,K]", sizes_of(q));
-  if (v.dim() != 4) throw UsageError("scan: v has shape {}, expected [B,T,H,V]", sizes_of(v));
-  ScanShape s;
-  s.batch = q.size(0);
-  s.tokens = q.size(1);
-  s.heads = q.size(2);
-  s.key_dim = q.size(3);
-  s.value_dim = v.size(3);
-  const int64_t b = s.batch, t = s.tokens, h = s.heads;
-  if (s.key_dim < 1 || s.value_dim < 1) throw UsageError("scan: K and V must be at least 1");
-  expect_sizes(k, "k", {b, t, h, s.key_dim}, "[B,T,H,K]");
-  expect_sizes(v, "v", {b, t, h, s.value_dim}, "[B,T,H,V]");
-  if (q.scalar_type() != k.scalar_type() || q.scalar_type() != v.scalar_type()) {
-    throw UsageError("scan: q, k and v must have one dtype");
-  }
-  if (in.p.defined() != in.r.defined()) throw UsageError("scan: p and r come together");
-  if (in.p.defined()) {
-    if (in.beta.defined()) throw UsageError("scan: beta does not go with p and r");
-    expect_sizes(in.p, "p", {b, t, h, s.key_dim}, "[B,T,H,K]");
-    expect_sizes(in.r, "r", {b, t, h, s.key_dim}, "[B,T,H,K]");
-    if (in.p.scalar_type() != q.scalar_type() || in.r.scalar_type() != q.scalar_type()) {
-      throw UsageError("scan: p and r must have q's dtype");
-    }
-    s.correction = kernel::Correction::kGeneral;
-  }
-  if (in.beta.defined()) {
-    expect_sizes(in.beta, "beta", {b, t, h}, "[B,T,H]");
-    s.correction = kernel::Correction::kDelta;
-  }
-  if (in.log_decay.defined()) {
-    switch (in.log_decay.dim()) {
-      case 1:
-        expect_sizes(in.log_decay, "log_decay", {h}, "[H]");
-        s.decay = kernel::Decay::kHead;
-        break;
-      case 3:
-        expect_sizes(in.log_decay, "log_decay", {b, t, h}, "[B,T,H]");
-        s.decay = kernel::Decay::kToken;
-        break;
-      default:
-        expect_sizes(in.log_decay, "log_decay", {b, t, h, s.key_dim}, "[B,T,H,K]");
-        s.decay = kernel::Decay::kChannel;
-    }
-  }
-  if (in.bonus.defined()) {
-    if (!options.read_before) throw UsageError("scan: bonus needs read_before");
-    expect_sizes(in.bonus, "bonus", {h, s.key_dim}, "[H,K]");
-  }
-  s.packed = in.cu_seqlens.defined();
-  s.sequences = b;
-  if (s.packed) {
-    if (b != 1) throw UsageError("scan: cu_seqlens needs B = 1, q has B = {}", b);
-    s.offset = read_offsets(in.cu_seqlens, t, "cu_seqlens");
-    s.sequences = static_cast<int64_t>(s.offset.size()) - 1;
-  }
-  if (in.initial_state.defined()) {
-    expect_sizes(in.initial_state, "initial_state", {s.sequences, h, s.key_dim, s.value_dim},
-                 s.packed ? "[N,H,K,V]" : "[B,H,K,V]");
-  }
-  if (options.chunk < 1 || options.chunk > 1024) {
-    throw UsageError("scan: chunk is {}, expected 1 to 1024", options.chunk);
-  }
-  return s;
-}
-
 namespace {
 
 using at::Tensor;
@@ -103,29 +25,27 @@ struct Prepared {
   at::ScalarType compute;
 };
 
-Prepared prepare(const Tensor& q, const Tensor& k, const Tensor& v, const ScanInputs& in,
-                 const ScanOptions& options, const ScanShape& s) {
+Prepared prepare(const ScanTensors& in, const ScanOptions& options) {
   Prepared x;
-  x.compute = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  x.compute = in.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto cast = [&](const Tensor& t) { return t.defined() ? t.to(x.compute) : t; };
-  x.q = cast(q).mul(options.scale);
-  x.k = cast(k);
-  x.v = cast(v);
+  const int64_t batch = in.q.size(0), tokens = in.q.size(1), heads = in.q.size(2);
+  x.q = cast(in.q).mul(options.scale);
+  x.k = cast(in.k);
+  x.v = cast(in.v);
   x.p = cast(in.p);
   x.r = cast(in.r);
   x.beta = cast(in.beta);
   x.bonus = cast(in.bonus);
-  if (in.log_decay.defined()) {
-    x.log_decay = cast(in.log_decay);
-    if (s.decay == kernel::Decay::kHead) {
-      x.log_decay = x.log_decay.view({1, 1, s.heads, 1}).expand({s.batch, s.tokens, s.heads, 1});
-    } else if (s.decay == kernel::Decay::kToken) {
-      x.log_decay = x.log_decay.unsqueeze(-1);
-    }
+  x.log_decay = cast(in.log_decay);
+  if (in.log_decay.defined() && in.log_decay.dim() == 1) {
+    x.log_decay = x.log_decay.view({1, 1, heads, 1}).expand({batch, tokens, heads, 1});
+  } else if (in.log_decay.defined() && in.log_decay.dim() == 3) {
+    x.log_decay = x.log_decay.unsqueeze(-1);
   }
   x.state = in.initial_state.defined()
                 ? cast(in.initial_state)
-                : at::zeros({s.sequences, s.heads, s.key_dim, s.value_dim}, x.q.options());
+                : at::zeros({batch, heads, in.q.size(3), in.v.size(3)}, x.q.options());
   return x;
 }
 
@@ -380,45 +300,23 @@ Tensor chunk_loop(Prepared& x, int64_t length, bool read_before) {
   return outs.size() == 1 ? outs[0] : at::cat(outs, 1);
 }
 
-// Runs `form` (a function of Prepared that changes its state) over whole sequences or the parts of
-// a pack.
-template <typename Form>
-std::tuple<Tensor, Tensor> over_sequences(const Tensor& q, const Tensor& k, const Tensor& v,
-                                          const ScanInputs& in, const ScanOptions& options,
-                                          Form&& form) {
-  const ScanShape s = check_scan(q, k, v, in, options);
-  Prepared x = prepare(q, k, v, in, options, s);
-  if (!s.packed) {
-    const Tensor out = form(x);
-    return {out.to(v.scalar_type()), x.state};
-  }
-  std::vector<Tensor> outs, states;
-  for (int64_t n = 0; n < s.sequences; ++n) {
-    Prepared part = slice(x, s.offset[n], s.offset[n + 1]);
-    part.state = x.state.slice(0, n, n + 1);
-    outs.push_back(form(part));
-    states.push_back(part.state);
-  }
-  if (outs.empty()) return {v, x.state};
-  return {at::cat(outs, 1).to(v.scalar_type()), at::cat(states, 0)};
-}
-
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> scan_naive(const at::Tensor& q, const at::Tensor& k,
-                                              const at::Tensor& v, const ScanInputs& inputs,
-                                              const ScanOptions& options) {
-  return over_sequences(q, k, v, inputs, options,
-                        [&](Prepared& x) { return token_loop(x, options.read_before); });
+namespace naive {
+
+void scan(ScanTensors& x, const ScanOptions& options) {
+  Prepared p = prepare(x, options);
+  x.out = token_loop(p, options.read_before != 0).to(x.v.scalar_type());
+  x.final_state = p.state;
 }
 
-std::tuple<at::Tensor, at::Tensor> scan_chunked_naive(const at::Tensor& q, const at::Tensor& k,
-                                                      const at::Tensor& v, const ScanInputs& inputs,
-                                                      const ScanOptions& options) {
-  return over_sequences(q, k, v, inputs, options, [&](Prepared& x) {
-    const int64_t length = std::min(options.chunk, std::max<int64_t>(x.q.size(1), 1));
-    return chunk_loop(x, length, options.read_before);
-  });
+void scan_chunked(ScanTensors& x, const ScanOptions& options) {
+  Prepared p = prepare(x, options);
+  const int64_t length = std::min(options.chunk, std::max<int64_t>(x.q.size(1), 1));
+  x.out = chunk_loop(p, length, options.read_before != 0).to(x.v.scalar_type());
+  x.final_state = p.state;
 }
+
+}  // namespace naive
 
 }  // namespace heed::op

@@ -11,69 +11,100 @@
 namespace heed::kernel::test {
 namespace {
 
-heed_scan_tensors tensors_of(ScanRun& run) {
-  const ScanArgs a = run.args();
-  return {a.q,         a.k,           a.v,
-          a.p,         a.r,           a.beta,
-          a.log_decay, a.bonus,       a.initial_state,
-          a.out,       a.final_state, a.cu_seqlens,
-          a.sequences};
+heed_scan_tensors tensors_of(const ScanViews& x) {
+  return {x.q,   x.k,          x.v, x.p, x.r, x.beta, x.log_decay, x.bonus, x.initial_state,
+          x.out, x.final_state};
 }
 
-TEST(ScanCApi, ForwardAndStep) {
+struct CRun {
+  explicit CRun(ScanRun& run) : tensors(tensors_of(run.args().in)) {
+    heed_scan_options_init(&options);
+    options.scale = run.args().options.scale;
+    about.struct_size = sizeof(about);
+    about.message = message;
+    about.message_size = sizeof(message);
+  }
+  heed_status operator()() { return heed_scan(&tensors, nullptr, &options, &about); }
+
+  heed_scan_tensors tensors;
+  heed_scan_options options;
+  heed_run about = {};
+  char message[200];
+};
+
+TEST(ScanCApi, EveryPass) {
   ScanCase c;
   c.decay = Decay::kToken;
   c.correction = Correction::kDelta;
   ScanRun run(c), same(c);
-  heed_scan_tensors tensors = tensors_of(run);
-  heed_scan_options options;
-  heed_scan_options_init(&options);
-  options.decay = HEED_DECAY_TOKEN;
-  options.correction = HEED_CORRECTION_DELTA;
-  options.scale = same.args().scale;
-  char message[200];
-  const int64_t bytes = heed_scan_workspace(&tensors, &options, 1, 0, message, sizeof(message));
-  ASSERT_GT(bytes, 0) << message;
+  CRun call(run);
+  const int64_t bytes = heed_scan_workspace(&call.tensors, nullptr, &call.options, &call.about);
+  ASSERT_GT(bytes, 0) << call.message;
   std::vector<char> workspace(bytes, 0x7f);
-  ASSERT_EQ(heed_scan_forward(&tensors, &options, nullptr, workspace.data(), bytes, message,
-                              sizeof(message)),
-            HEED_OK)
-      << message;
+  call.about.workspace = workspace.data();
+  call.about.workspace_bytes = bytes;
+  ASSERT_EQ(call(), HEED_OK) << call.message;
   ASSERT_EQ(scan_forward(same.args(), nullptr), HEED_OK);
   EXPECT_EQ(run.out.bytes, same.out.bytes);
   EXPECT_EQ(run.final_state.bytes, same.final_state.bytes);
 
-  EXPECT_EQ(heed_scan_forward(&tensors, &options, nullptr, workspace.data(), bytes - 1, message,
-                              sizeof(message)),
-            HEED_INVALID_ARGUMENT);
-  EXPECT_NE(std::strstr(message, "the workspace has"), nullptr) << message;
-  EXPECT_EQ(heed_scan_step(&tensors, &options, nullptr, nullptr, 0, message, sizeof(message)),
-            HEED_INVALID_ARGUMENT);
-  EXPECT_NE(std::strstr(message, "T = 40"), nullptr) << message;
-  options.version = 99;
-  EXPECT_EQ(heed_scan_forward(&tensors, &options, nullptr, nullptr, 0, nullptr, 0),
-            HEED_INVALID_ARGUMENT);
-  EXPECT_EQ(heed_scan_forward(nullptr, &options, nullptr, nullptr, 0, nullptr, 0),
-            HEED_INVALID_ARGUMENT);
+  ScanGradRun grads(run), same_grads(same);
+  const heed_scan_tensors views = tensors_of(grads.grads());
+  call.about.pass = HEED_BACKWARD;
+  call.about.workspace = nullptr;
+  ASSERT_EQ(heed_scan(&call.tensors, &views, &call.options, &call.about), HEED_OK) << call.message;
+  ASSERT_EQ(scan_backward(same.args(), same_grads.grads(), nullptr), HEED_OK);
+  for (size_t i = 0; i < grads.results.size(); ++i) {
+    EXPECT_EQ(grads.results[i].bytes, same_grads.results[i].bytes) << kScanGradNames[i];
+  }
+
+  call.about.pass = HEED_STEP;
+  EXPECT_EQ(call(), HEED_INVALID_ARGUMENT);
+  EXPECT_NE(std::strstr(call.message, "T = 40"), nullptr) << call.message;
+  ScanCase one = c;
+  one.time = 1;
+  ScanRun step(one), same_step(one);
+  CRun step_call(step);
+  step_call.about.pass = HEED_STEP;
+  ASSERT_EQ(step_call(), HEED_OK) << step_call.message;
+  ASSERT_EQ(scan_step(same_step.args(), nullptr), HEED_OK);
+  EXPECT_EQ(step.out.bytes, same_step.out.bytes);
+  EXPECT_EQ(step.final_state.bytes, same_step.final_state.bytes);
+}
+
+TEST(ScanCApi, WhatIsWrongIsSaid) {
+  ScanRun run(ScanCase{});
+  CRun call(run);
+  const int64_t bytes = heed_scan_workspace(&call.tensors, nullptr, &call.options, &call.about);
+  std::vector<char> workspace(bytes);
+  call.about.workspace = workspace.data();
+  call.about.workspace_bytes = bytes - 1;
+  EXPECT_EQ(call(), HEED_INVALID_ARGUMENT);
+  EXPECT_NE(std::strstr(call.message, "the workspace has"), nullptr) << call.message;
+  call.about.workspace = nullptr;
+  call.tensors.beta = call.tensors.q;
+  EXPECT_EQ(call(), HEED_INVALID_ARGUMENT);
+  EXPECT_STREQ(call.message, "scan: beta has shape [1,40,2,16], expected [B,T,H]");
+  EXPECT_EQ(heed_scan_workspace(&call.tensors, nullptr, &call.options, &call.about), -1);
+  EXPECT_EQ(heed_scan(nullptr, nullptr, nullptr, &call.about), HEED_INVALID_ARGUMENT);
+  EXPECT_STREQ(call.message, "scan: q [B,T,H,K] is missing");
+  call.about.struct_size = 1;
+  EXPECT_EQ(call(), HEED_INVALID_ARGUMENT);
 }
 
 TEST(ScanCApi, WorkspaceOfSeveralThreads) {  // exactly as large as was asked for, at any address
   ScanCase c;
   c.heads = 5;
   ScanRun run(c), same(c);
-  heed_scan_tensors tensors = tensors_of(run);
-  heed_scan_options options;
-  heed_scan_options_init(&options);
-  options.scale = same.args().scale;
-  char message[200];
-  const int64_t bytes = heed_scan_workspace(&tensors, &options, 3, 0, message, sizeof(message));
-  ASSERT_GT(bytes, 0) << message;
-  std::vector<char> workspace(bytes + 2, 0x7f);
+  CRun call(run);
   ThreadPool threads(3);
-  ASSERT_EQ(heed_scan_forward(&tensors, &options, threads.parallel(), workspace.data() + 1, bytes,
-                              message, sizeof(message)),
-            HEED_OK)
-      << message;
+  call.about.parallel = threads.parallel();
+  const int64_t bytes = heed_scan_workspace(&call.tensors, nullptr, &call.options, &call.about);
+  ASSERT_GT(bytes, 0) << call.message;
+  std::vector<char> workspace(bytes + 2, 0x7f);
+  call.about.workspace = workspace.data() + 1;
+  call.about.workspace_bytes = bytes;
+  ASSERT_EQ(call(), HEED_OK) << call.message;
   EXPECT_EQ(workspace.front(), 0x7f);
   EXPECT_EQ(workspace.back(), 0x7f);
   ASSERT_EQ(scan_forward(same.args(), nullptr), HEED_OK);

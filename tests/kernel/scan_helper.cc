@@ -4,6 +4,7 @@
 #include <limits>
 #include <random>
 
+#include "kernel/parallel.h"
 #include "kernel/simd_dtype.h"
 
 namespace heed::kernel::test {
@@ -136,35 +137,24 @@ ScanRun::ScanRun(const ScanCase& c) : c(c) {
   final64 = Stored(HEED_FLOAT64, state);
 }
 
-ScanArgs ScanRun::args() {
-  ScanArgs args;
-  args.q = q.view();
-  args.k = k.view();
-  args.v = v.view();
-  args.p = p.view();
-  args.r = r.view();
-  args.beta = beta.view();
-  args.log_decay = log_decay.view();
-  args.bonus = bonus.view();
-  args.initial_state = initial_state.view();
+ScanCall ScanRun::args() {
+  ScanCall call;
+  call.in = {q.view(),         k.view(),          v.view(),
+             p.view(),         r.view(),          beta.view(),
+             log_decay.view(), bonus.view(),      initial_state.view(),
+             out.view(),       final_state.view()};
   if (!c.cu_seqlens.empty()) {
-    args.cu_seqlens = c.cu_seqlens.data();
-    args.sequences = static_cast<int64_t>(c.cu_seqlens.size()) - 1;
+    call.head.cu_seqlens = c.cu_seqlens.data();
+    call.head.sequences = static_cast<int64_t>(c.cu_seqlens.size()) - 1;
   }
-  args.decay = c.decay;
-  args.correction = c.correction;
-  args.read = c.read;
-  args.scale = 1 / std::sqrt(static_cast<float>(c.dk));
-  args.chunk = c.chunk;
-  args.out = out.view();
-  args.final_state = final_state.view();
-  return args;
+  call.options = {1 / std::sqrt(static_cast<float>(c.dk)), c.read == Read::kBefore, c.chunk};
+  return call;
 }
 
-ScanArgs ScanRun::reference_args() {
-  ScanArgs reference = args();
-  reference.out = out64.view();
-  reference.final_state = final64.view();
+ScanCall ScanRun::reference_args() {
+  ScanCall reference = args();
+  reference.in.out = out64.view();
+  reference.in.final_state = final64.view();
   return reference;
 }
 
@@ -189,20 +179,53 @@ ScanGradRun::ScanGradRun(ScanRun& run, bool with_final) {
 }
 
 namespace {
-ScanGrads views_of(ScanGradRun& run, std::vector<Stored>& results) {
-  ScanGrads g;
-  g.grad_out = run.grad_out.view();
-  g.grad_final_state = run.grad_final_state.view();
-  heed_view* views[9] = {&g.grad_q,         &g.grad_k,     &g.grad_v,
-                         &g.grad_p,         &g.grad_r,     &g.grad_beta,
-                         &g.grad_log_decay, &g.grad_bonus, &g.grad_initial_state};
+ScanViews views_of(ScanGradRun& run, std::vector<Stored>& results) {
+  ScanViews g = {};
+  g.out = run.grad_out.view();
+  g.final_state = run.grad_final_state.view();
+  heed_view* views[9] = {
+      &g.q, &g.k, &g.v, &g.p, &g.r, &g.beta, &g.log_decay, &g.bonus, &g.initial_state};
   for (int i = 0; i < 9; ++i) *views[i] = results[i].view();
   return g;
 }
 }  // namespace
 
-ScanGrads ScanGradRun::grads() { return views_of(*this, results); }
-ScanGrads ScanGradRun::reference_grads() { return views_of(*this, results64); }
+ScanViews ScanGradRun::grads() { return views_of(*this, results); }
+ScanViews ScanGradRun::reference_grads() { return views_of(*this, results64); }
+
+namespace {
+
+heed_message said = {};
+
+heed_status run(const ScanCall& call, int32_t pass, const heed_parallel* parallel) {
+  CallSizes sizes;
+  const heed_status status = check_call(kScan, &call, pass, CallDtypes::kKernel, &sizes, &said);
+  if (status != HEED_OK) return status;
+  const heed_backend& row = scan_backends()[0];
+  std::vector<char> workspace(row.workspace(&call, pass, parallel_threads(parallel)), 0x7f);
+  return row.run(&call, pass, workspace.data(), nullptr, parallel, &said);
+}
+
+}  // namespace
+
+heed_status scan_forward(const ScanCall& call, const heed_parallel* parallel) {
+  return run(call, HEED_FORWARD, parallel);
+}
+heed_status scan_step(const ScanCall& call, const heed_parallel* parallel) {
+  return run(call, HEED_STEP, parallel);
+}
+heed_status scan_backward(ScanCall call, const ScanViews& grads, const heed_parallel* parallel) {
+  call.grad = grads;
+  return run(call, HEED_BACKWARD, parallel);
+}
+heed_status scan_reference(const ScanCall& call) {
+  return kernel::scan_reference(call, HEED_FORWARD, &said);
+}
+heed_status scan_backward_reference(ScanCall call, const ScanViews& grads) {
+  call.grad = grads;
+  return kernel::scan_reference(call, HEED_BACKWARD, &said);
+}
+const char* scan_message() { return said.text; }
 
 double relative_error(const std::vector<double>& x, const std::vector<double>& y) {
   double difference = 0, size = 0;

@@ -9,6 +9,17 @@
 
 namespace heed::kernel::test {
 
+using ScanViews = ScanTensors<heed_view>;
+
+// The CPU row of the table on a call, after the checks that stand before every row, with a
+// workspace of its own; and the reference. scan_message() says what was wrong.
+heed_status scan_forward(const ScanCall& call, const heed_parallel* parallel);
+heed_status scan_step(const ScanCall& call, const heed_parallel* parallel);
+heed_status scan_backward(ScanCall call, const ScanViews& grads, const heed_parallel* parallel);
+heed_status scan_reference(const ScanCall& call);
+heed_status scan_backward_reference(ScanCall call, const ScanViews& grads);
+const char* scan_message();
+
 struct ScanCase {
   int64_t batch = 1, time = 40, heads = 2, dk = 16, dv = 16;
   Decay decay = Decay::kNone;
@@ -45,8 +56,8 @@ struct Stored {
 
 struct ScanRun {
   explicit ScanRun(const ScanCase& c);
-  ScanArgs args();            // views of the inputs and of out, final_state
-  ScanArgs reference_args();  // the same inputs, results in float64
+  ScanCall args();            // views of the inputs and of out, final_state
+  ScanCall reference_args();  // the same inputs, results in float64
 
   ScanCase c;
   Stored q, k, v, p, r, beta, log_decay, bonus, initial_state, out, final_state;
@@ -55,8 +66,8 @@ struct ScanRun {
 
 struct ScanGradRun {
   explicit ScanGradRun(ScanRun& run, bool with_final = true);
-  ScanGrads grads();            // float32 results
-  ScanGrads reference_grads();  // float64 results
+  ScanViews grads();            // float32 results
+  ScanViews reference_grads();  // float64 results
 
   Stored grad_out, grad_final_state;
   std::vector<Stored> results, results64;  // q k v p r beta log_decay bonus initial_state

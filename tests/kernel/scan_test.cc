@@ -227,9 +227,9 @@ heed_view part(heed_view view, int64_t begin, int64_t end) {
   view.sizes[1] = end - begin;
   return view;
 }
-ScanArgs part(ScanArgs args, int64_t begin, int64_t end) {
-  for (heed_view* view :
-       {&args.q, &args.k, &args.v, &args.p, &args.r, &args.beta, &args.log_decay, &args.out}) {
+ScanCall part(ScanCall args, int64_t begin, int64_t end) {
+  for (heed_view* view : {&args.in.q, &args.in.k, &args.in.v, &args.in.p, &args.in.r, &args.in.beta,
+                          &args.in.log_decay, &args.in.out}) {
     *view = part(*view, begin, end);
   }
   return args;
@@ -241,10 +241,10 @@ TEST(ScanForward, SplitSequenceCarriesTheState) {
     c.extreme = 0.05f;
     ScanRun run(c);
     ASSERT_EQ(scan_reference(run.reference_args()), HEED_OK);
-    const ScanArgs all = run.args();
+    const ScanCall all = run.args();
     ASSERT_EQ(scan_forward(part(all, 0, 30), nullptr), HEED_OK) << scan_message();
-    ScanArgs rest = part(all, 30, 71);
-    rest.initial_state = all.final_state;  // in place
+    ScanCall rest = part(all, 30, 71);
+    rest.in.initial_state = all.in.final_state;  // in place
     ASSERT_EQ(scan_forward(rest, nullptr), HEED_OK) << scan_message();
     EXPECT_LE(relative_error(run.out.values(), run.out64.values()), 2e-6) << c.name();
     EXPECT_LE(relative_error(run.final_state.values(), run.final64.values()), 2e-6) << c.name();
@@ -266,11 +266,11 @@ TEST(ScanStep, PrefillThenStepsEqualsOnePass) {
         c.dtype = dtype;
         ScanRun run(c);
         ASSERT_EQ(scan_reference(run.reference_args()), HEED_OK);
-        const ScanArgs all = run.args();
+        const ScanCall all = run.args();
         ASSERT_EQ(scan_forward(part(all, 0, 20), nullptr), HEED_OK) << scan_message();
         for (int64_t t = 20; t < 40; ++t) {
-          ScanArgs step = part(all, t, t + 1);
-          step.initial_state = all.final_state;
+          ScanCall step = part(all, t, t + 1);
+          step.in.initial_state = all.in.final_state;
           ASSERT_EQ(scan_step(step, threads.parallel()), HEED_OK) << scan_message();
         }
         const double bound = dtype == HEED_FLOAT32 ? 2e-6 : 3e-3;
@@ -305,8 +305,8 @@ TEST(ScanForward, SharedKeysOfHeadGroups) {  // stride 0 over heads, as Mamba-2'
     }
   }
   ASSERT_EQ(scan_reference(run.reference_args()), HEED_OK);
-  ScanArgs args = run.args();
-  args.q.strides[2] = args.k.strides[2] = 0;
+  ScanCall args = run.args();
+  args.in.q.strides[2] = args.in.k.strides[2] = 0;
   ASSERT_EQ(scan_forward(args, nullptr), HEED_OK);
   EXPECT_LE(relative_error(run.out.values(), run.out64.values()), 2e-6);
 }
@@ -314,24 +314,30 @@ TEST(ScanForward, SharedKeysOfHeadGroups) {  // stride 0 over heads, as Mamba-2'
 TEST(ScanArguments, WhatIsWrongIsSaid) {
   ScanCase c;
   ScanRun run(c);
-  ScanArgs args = run.args();
-  args.k.sizes[3] += 1;
+  ScanCall args = run.args();
+  args.in.k.sizes[3] += 1;
   EXPECT_EQ(scan_forward(args, nullptr), HEED_INVALID_ARGUMENT);
-  EXPECT_NE(std::string(scan_message()).find("k has size 17 in dimension 3, expected 16"),
-            std::string::npos)
-      << scan_message();
+  EXPECT_STREQ(scan_message(), "scan: k has shape [1,40,2,17], expected [B,T,H,K] = [1,40,2,16]");
   args = run.args();
-  args.correction = Correction::kDelta;
+  args.in.p = args.in.k;
   EXPECT_EQ(scan_forward(args, nullptr), HEED_INVALID_ARGUMENT);
-  EXPECT_STREQ(scan_message(), "scan: beta is missing");
+  EXPECT_STREQ(scan_message(), "scan: p and r come together");
   args = run.args();
-  args.chunk = 0;
+  args.in.out = {};
+  EXPECT_EQ(scan_forward(args, nullptr), HEED_INVALID_ARGUMENT);
+  EXPECT_STREQ(scan_message(), "scan: out [B,T,H,V] is missing");
+  args = run.args();
+  args.in.v.device = HEED_CUDA;
+  EXPECT_EQ(scan_forward(args, nullptr), HEED_INVALID_ARGUMENT);
+  EXPECT_STREQ(scan_message(), "scan: v is not on the device of q");
+  args = run.args();
+  args.options.chunk = 0;
   EXPECT_EQ(scan_forward(args, nullptr), HEED_INVALID_ARGUMENT);
   args = run.args();
   EXPECT_EQ(scan_step(args, nullptr), HEED_INVALID_ARGUMENT);
   const int64_t bad[] = {0, 30, 20, 40};
-  args.cu_seqlens = bad;
-  args.sequences = 3;
+  args.head.cu_seqlens = bad;
+  args.head.sequences = 3;
   EXPECT_EQ(scan_forward(args, nullptr), HEED_INVALID_ARGUMENT);
 }
 

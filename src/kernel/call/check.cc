@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <utility>
 
 namespace heed::kernel {
 namespace {
@@ -49,51 +50,56 @@ class Checker {
     // Inputs first, for they name the sizes; the number of sequences follows from B.
     for (size_t i = 0; i < fields_.tensors.size(); ++i) {
       const TensorField& field = fields_.tensors[i];
-      if (field.role == Role::kToken || field.role == Role::kGate) {
+      if (is_input(field.role) && field.role != Role::kState && !is_index(field.role)) {
         if (const heed_status s = tensor(field, in_[i]); s != HEED_OK) return s;
       }
     }
     if (const heed_status s = pack(); s != HEED_OK) return s;
     for (size_t i = 0; i < fields_.tensors.size(); ++i) {
       const TensorField& field = fields_.tensors[i];
-      if (field.role == Role::kState || (!is_input(field.role) && pass_ != HEED_BACKWARD)) {
+      if (field.role == Role::kState || is_index(field.role) ||
+          (!is_input(field.role) && (pass_ != HEED_BACKWARD || fields_.traits.keeps_outputs))) {
         if (const heed_status s = tensor(field, in_[i]); s != HEED_OK) return s;
       }
       if (pass_ == HEED_BACKWARD) {
         if (const heed_status s = gradient(field, grad_[i], in_[i]); s != HEED_OK) return s;
       }
     }
-    if (pass_ == HEED_STEP && (*sizes_)["T"] != 1) {
+    const CallTraits& traits = fields_.traits;
+    if (pass_ == HEED_STEP && (!traits.steps || (*sizes_)[traits.time] != 1)) {
       return call_fail(fields_, HEED_INVALID_ARGUMENT, message_,
-                       "a step takes one token a sequence, not T = %lld",
-                       static_cast<long long>((*sizes_)["T"]));
+                       traits.steps ? "a step takes one token a sequence, not T = %lld"
+                                    : "it has no step; T = %lld",
+                       static_cast<long long>((*sizes_)[traits.time]));
     }
-    return HEED_OK;
+    return traits.rules ? traits.rules(head_, pass_, *sizes_, message_) : HEED_OK;
   }
 
  private:
   heed_status pack() {
-    const int64_t batch = (*sizes_)["B"], time = (*sizes_)["T"], n = head_->sequences;
+    const int64_t batch = (*sizes_)["B"], time = (*sizes_)[fields_.traits.time],
+                  n = head_->sequences;
+    const char* name = fields_.traits.pack;
     if (head_->cu_seqlens == nullptr) {
       sizes_->set("N", batch);
       return HEED_OK;
     }
     if (batch != 1 || n < 0 || pass_ == HEED_STEP) {
       return call_fail(fields_, HEED_INVALID_ARGUMENT, message_,
-                       "a pack (cu_seqlens) has B = 1, not %lld, and is no step",
+                       "a pack (%s) has B = 1, not %lld, and is no step", name,
                        static_cast<long long>(batch));
     }
     const int64_t* at = head_->cu_seqlens;
     if (at[0] != 0 || at[n] != time) {
       return call_fail(fields_, HEED_INVALID_ARGUMENT, message_,
-                       "cu_seqlens must start at 0 and end at T = %lld, it goes from %lld to %lld",
-                       static_cast<long long>(time), static_cast<long long>(at[0]),
-                       static_cast<long long>(at[n]));
+                       "%s must start at 0 and end at %s = %lld, it goes from %lld to %lld", name,
+                       fields_.traits.time, static_cast<long long>(time),
+                       static_cast<long long>(at[0]), static_cast<long long>(at[n]));
     }
     for (int64_t i = 0; i < n; ++i) {
       if (at[i + 1] >= at[i]) continue;
-      return call_fail(fields_, HEED_INVALID_ARGUMENT, message_,
-                       "cu_seqlens decreases at entry %lld", static_cast<long long>(i) + 1);
+      return call_fail(fields_, HEED_INVALID_ARGUMENT, message_, "%s decreases at entry %lld", name,
+                       static_cast<long long>(i) + 1);
     }
     sizes_->set("N", n);
     return HEED_OK;
@@ -101,6 +107,13 @@ class Checker {
 
   heed_status dtype(const char* prefix, const TensorField& field, const heed_view& view,
                     bool token) {
+    if (is_index(field.role)) {
+      const int32_t expected = field.role == Role::kIndex ? HEED_INT64 : HEED_INT32;
+      if (view.dtype == expected && view.device == HEED_CPU) return HEED_OK;
+      return call_fail(fields_, HEED_INVALID_ARGUMENT, message_,
+                       "%s%s is %s, expected %s in the memory of the CPU", prefix, field.name,
+                       dtype_name(view.dtype), dtype_name(expected));
+    }
     if (dtypes_ == CallDtypes::kReference && view.dtype == HEED_FLOAT64) return HEED_OK;
     const bool narrow = view.dtype == HEED_BFLOAT16 || view.dtype == HEED_FLOAT16;
     if (view.dtype != HEED_FLOAT32 && !(token && narrow)) {
@@ -109,10 +122,11 @@ class Checker {
                        token ? "float32, bfloat16 or float16" : "float32");
     }
     if (!token) return HEED_OK;
-    if (token_dtype_ < 0) token_dtype_ = view.dtype, token_name_ = field.name;
-    if (view.dtype != token_dtype_ && dtypes_ == CallDtypes::kKernel) {
+    auto& [first, name] = field.role == Role::kKey ? first_key_ : first_token_;
+    if (first < 0) first = view.dtype, name = field.name;
+    if (view.dtype != first && dtypes_ == CallDtypes::kKernel) {
       return call_fail(fields_, HEED_INVALID_ARGUMENT, message_, "%s%s is %s, but %s is %s", prefix,
-                       field.name, dtype_name(view.dtype), token_name_, dtype_name(token_dtype_));
+                       field.name, dtype_name(view.dtype), name, dtype_name(first));
     }
     return HEED_OK;
   }
@@ -148,6 +162,7 @@ class Checker {
                      bool whole) {
     // Without elements strides mean nothing: PyTorch calls any of them contiguous.
     if (std::find(view.sizes, view.sizes + view.rank, 0) != view.sizes + view.rank) return HEED_OK;
+    if (!whole && (field.role == Role::kBias || field.role == Role::kStat)) return HEED_OK;
     int row = view.rank, i = 0;
     shape_of_rank(field.shape, view.rank).for_each([&](std::string_view, int64_t literal) {
       if (literal < 0) row = i;
@@ -171,11 +186,11 @@ class Checker {
       return call_fail(fields_, HEED_INVALID_ARGUMENT, message_, "%s [%s] is missing", field.name,
                        field.shape);
     }
-    const bool token = field.role == Role::kToken || field.role == Role::kOut;
-    const bool whole = field.role == Role::kState || field.role == Role::kFinal;
-    heed_status s = dtype("", field, view, token);
+    const bool whole = is_contiguous(field.role);
+    heed_status s = dtype("", field, view, is_token(field.role));
     if (s == HEED_OK) s = shape("", field, view);
     if (s == HEED_OK) s = data("", field, view);
+    if (s == HEED_OK && !is_index(field.role)) s = device("", field, view);
     return s == HEED_OK ? layout("", field, view, whole) : s;
   }
 
@@ -189,7 +204,18 @@ class Checker {
     }
     if (s == HEED_OK) s = shape("grad_", field, view);
     if (s == HEED_OK) s = data("grad_", field, view);
-    return s == HEED_OK ? layout("grad_", field, view, field.role != Role::kOut) : s;
+    if (s == HEED_OK) s = device("grad_", field, view);
+    return s == HEED_OK
+               ? layout("grad_", field, view, is_input(field.role) || field.role == Role::kFinal)
+               : s;
+  }
+
+  // All of a call lie on one device, but for what describes it.
+  heed_status device(const char* prefix, const TensorField& field, const heed_view& view) {
+    if (device_ < 0) device_ = view.device, device_name_ = field.name;
+    if (view.device == device_) return HEED_OK;
+    return call_fail(fields_, HEED_INVALID_ARGUMENT, message_, "%s%s is not on the device of %s",
+                     prefix, field.name, device_name_);
   }
 
   heed_status data(const char* prefix, const TensorField& field, const heed_view& view) {
@@ -207,8 +233,9 @@ class Checker {
   CallDtypes dtypes_;
   CallSizes* sizes_;
   heed_message* message_;
-  int32_t token_dtype_ = -1;
-  const char* token_name_ = "";
+  std::pair<int32_t, const char*> first_token_ = {-1, ""}, first_key_ = {-1, ""};
+  int32_t device_ = -1;
+  const char* device_name_ = "";
 };
 
 }  // namespace

@@ -9,28 +9,44 @@
 
 namespace heed::kernel {
 
+// A name of a shape taken apart: "N+1" is the size N and 1 more. The letters are packed into a
+// number.
+struct SizeName {
+  uint64_t key = 0;
+  int64_t more = 0;
+
+  explicit SizeName(std::string_view name) {
+    if (name.size() > 2 && name.back() == '1') {
+      const char sign = name[name.size() - 2];
+      if (sign == '-' || sign == '+') {
+        more = sign == '+' ? 1 : -1;
+        name.remove_suffix(2);
+      }
+    }
+    for (const char c : name) key = key << 8 | static_cast<unsigned char>(c);
+  }
+};
+
 // Sizes by name, as the shapes of a call fix them.
 class CallSizes {
  public:
-  // -1 where no tensor of the call has the name. "L-1" is one less than "L".
+  // -1 where no tensor of the call has the name.
   int64_t operator[](std::string_view name) const {
-    if (name.ends_with("-1")) {
-      const int64_t whole = (*this)[name.substr(0, name.size() - 2)];
-      return whole > 0 ? whole - 1 : -1;
-    }
+    const SizeName n(name);
     for (int i = 0; i < count_; ++i) {
-      if (names_[i] == name) return sizes_[i];
+      if (keys_[i] == n.key) return sizes_[i] + n.more >= 0 ? sizes_[i] + n.more : -1;
     }
     return -1;
   }
   void set(std::string_view name, int64_t size) {
-    if (count_ < kMost) names_[count_] = name, sizes_[count_++] = size;
+    const SizeName n(name);
+    if (count_ < kMost) keys_[count_] = n.key, sizes_[count_++] = size - n.more;
   }
 
  private:
   static constexpr int kMost = 16;
-  std::string_view names_[kMost];
-  int64_t sizes_[kMost] = {};
+  uint64_t keys_[kMost];
+  int64_t sizes_[kMost];
   int count_ = 0;
 };
 

@@ -16,17 +16,45 @@
 namespace heed::kernel {
 
 // kToken: float32, bfloat16 or float16, all tokens of a call the same; rows contiguous.
-// kGate: float32, rows contiguous: gates, decays, parameters.
+// kKey: as tokens, but with a dtype that need not be theirs: rows of a cache.
+// kGate: float32, rows contiguous: gates, decays, parameters. kBias: float32, any strides. kParam:
+// float32, contiguous.
 // kState: float32, contiguous; the i-th state of the list starts what the i-th kFinal ends.
-// kOut: as the tokens. kFinal: as the states. Strides of 0 are fine for tokens and gates.
-enum class Role : uint8_t { kToken, kGate, kState, kOut, kFinal };
+// kIndex, kIndex32: int64 and int32, contiguous, in the memory of the CPU on every device: lengths,
+// windows, lists. They take no gradient.
+// kOut: as the tokens. kStat: float32, beside the outputs. kFinal: as the states. Strides of 0 are
+// fine for all but states and indices.
+enum class Role : uint8_t {
+  kToken,
+  kKey,
+  kGate,
+  kBias,
+  kParam,
+  kState,
+  kIndex,
+  kIndex32,
+  kOut,
+  kStat,
+  kFinal
+};
+inline constexpr const char* kRoleNames[] = {"token", "key",   "gate", "bias", "param", "state",
+                                             "index", "index", "out",  "stat", "final"};
 
+constexpr bool is_token(Role role) {
+  return role == Role::kToken || role == Role::kKey || role == Role::kOut;
+}
+constexpr bool is_contiguous(Role role) {
+  return (role >= Role::kParam && role <= Role::kIndex32) || role == Role::kFinal;
+}
 constexpr bool is_input(Role role) { return role < Role::kOut; }
+constexpr bool is_index(Role role) { return role == Role::kIndex || role == Role::kIndex32; }
+// Of the inputs: those that a backward pass gives a gradient.
+constexpr bool takes_gradient(Role role) { return role < Role::kIndex; }
 
-// `shape` lists sizes by name, "B,T,H,K", each name one size for the whole call, as a number, or as
-// one less than a named size ("L-1"); alternatives are divided by '|' and told apart by rank. "N"
-// is the number of sequences: B, or that of the pack. An output is part of a call if all its names
-// are known from the inputs.
+// `shape` lists sizes by name, "B,T,H,K", each name (of at most 8 letters) one size for the whole
+// call, as a number, or as one more or less than a named size ("L-1", "N+1"); alternatives are
+// divided by '|' and told apart by rank. "N" is the number of sequences: B, or that of the pack. An
+// output is part of a call if all its names are known from the inputs.
 struct TensorField {
   const char* name;
   Role role;
@@ -35,13 +63,29 @@ struct TensorField {
   const char* note;
 };
 
-// Options take 8 bytes each: double for kNumber, int64_t for kInteger and kFlag.
-enum class OptionKind : uint8_t { kNumber, kInteger, kFlag };
+// Options take 8 bytes each: double for kNumber and kMaybe, int64_t for all others. kMaybe is a
+// number that need not be given (NaN then); kWord is an entry of `words`.
+enum class OptionKind : uint8_t { kNumber, kInteger, kFlag, kMaybe, kWord };
 struct OptionField {
   const char* name;
   OptionKind kind;
   double value;  // the default
   const char* note;
+  std::span<const char* const> words = {};
+};
+
+class CallSizes;  // check.h
+
+// How an engine differs from the rest.
+struct CallTraits {
+  // What roles and shapes cannot say, the last of the checks. It may read tensors of kIndex.
+  heed_status (*rules)(const void* call, int32_t pass, const CallSizes& sizes,
+                       heed_message* message) = nullptr;
+  // The name of heed_call's offsets, and of the size that they cut.
+  const char* pack = "cu_seqlens";
+  const char* time = "T";
+  bool steps = true;           // a step is a pass of its own
+  bool keeps_outputs = false;  // the backward pass reads the outputs of the forward pass
 };
 
 struct CallFields {
@@ -50,6 +94,7 @@ struct CallFields {
   std::span<const TensorField> tensors;
   std::span<const OptionField> options;
   size_t options_at, in_at, grad_at, size;  // bytes
+  CallTraits traits;
 
   int find(std::string_view name) const {
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -60,7 +105,8 @@ struct CallFields {
 };
 
 // An engine's call. Tensors<X> is a struct of X members, Options one of double and int64_t members,
-// both in the order of the list. `grad` holds what belongs to the tensor of the same name in `in`:
+// both in the order of the list. In a backward pass `in` holds the outputs of the forward pass only
+// where the engine keeps them. `grad` holds what belongs to the tensor of the same name in `in`:
 // for outputs the incoming gradient (absent: zero), for inputs where the result goes, float32 and
 // contiguous (absent: not wanted).
 template <template <class> class TensorsOf, class OptionsOf>
@@ -79,11 +125,12 @@ struct NoOptions {};
 template <class C, size_t kTensors>
 constexpr CallFields call_fields(const char* engine, const char* equation,
                                  const TensorField (&tensors)[kTensors],
-                                 std::span<const OptionField> options = {}) {
+                                 std::span<const OptionField> options = {},
+                                 const CallTraits& traits = {}) {
   static_assert(sizeof(typename C::template Tensors<heed_view>) == kTensors * sizeof(heed_view));
   static_assert(sizeof(typename C::Options) % 8 == 0 || std::is_empty_v<typename C::Options>);
-  return {engine,          equation,          tensors,  options, offsetof(C, options),
-          offsetof(C, in), offsetof(C, grad), sizeof(C)};
+  return {engine,          equation,          tensors,   options, offsetof(C, options),
+          offsetof(C, in), offsetof(C, grad), sizeof(C), traits};
 }
 
 // The parts of a call of any engine.

@@ -519,7 +519,11 @@ class BackwardPass {
     b_.tokens.ahead = -b_.block;
     prepare_block(s_, b_, span_.b, span_.begin + block * b_.block, h_, l, columns_);
     values_of(block, state, known);
-    b_.tokens.load(out_.grad_out, b_.dv, 1, g_.o, b_.ldv, columns_.begin);
+    if (out_.grad_out) {
+      b_.tokens.load(out_.grad_out, b_.dv, 1, g_.o, b_.ldv, columns_.begin);
+    } else {
+      std::fill_n(g_.o, b_.block * b_.ldv, 0.0f);
+    }
     // The products of value_grads and of the state's gradient.
     b_.tokens.fetch.spread(2 * l * b_.dk * b_.ldv / kLanes);
     block_grads(s_, b_, state, kept_.grad_state, kept_.bonus, g_);
@@ -598,20 +602,24 @@ struct ColumnParts {
   }
   int64_t width[kCount];
   std::vector<ScanGradProblem> blocks;
-  std::vector<std::unique_ptr<float[]>> memory;
 
-  ColumnParts(const ScanProblem& s, const ScanGradProblem& grads, int64_t count)
+  ColumnParts(const ScanProblem& s, const ScanGradProblem& grads, int64_t count, float* memory)
       : width{s.dk, s.dk, s.dk, s.dk, 1, s.decay == Decay::kChannel ? s.dk : 1},
         blocks(count, grads) {
     for (int64_t block = 1; block < count; ++block) {
       for (int i = 0; i < kCount; ++i) {
         ScanTensor* x = tensor(blocks[block], i);
         if (!*x || (x == &blocks[block].log_decay && s.decay == Decay::kHead)) continue;
-        memory.emplace_back(new float[s.batch * s.time * s.heads * width[i]]);
-        *x = {reinterpret_cast<char*>(memory.back().get()), HEED_FLOAT32,
-              s.time * s.heads * width[i], s.heads * width[i], width[i]};
+        *x = {reinterpret_cast<char*>(memory), HEED_FLOAT32, s.time * s.heads * width[i],
+              s.heads * width[i], width[i]};
+        memory += s.batch * s.time * s.heads * width[i];
       }
     }
+  }
+
+  // Floats of `memory`, whichever gradients are wanted.
+  static int64_t floats(const ScanProblem& s, int64_t count) {
+    return (count - 1) * s.batch * s.time * s.heads * (5 * s.dk + 1);
   }
 
   void add_up(const ScanProblem& s, int64_t row) {
@@ -631,32 +639,26 @@ struct ColumnParts {
   }
 };
 
-heed_status backward(const ScanProblem& s, const ScanGradProblem& grads,
-                     const heed_parallel* parallel) {
-  const int32_t threads = parallel_threads(parallel);
-  const int64_t pairs = s.sequences * s.heads;
-  const int64_t column_blocks = pairs == 0 ? 1 : scan_column_blocks(pairs, s.dv, threads);
-  int64_t longest = 0;
-  for (int64_t n = 0; n < s.sequences; ++n) longest = std::max(longest, s.span(n).length);
-  const int64_t floats =
-      HWY_DYNAMIC_DISPATCH(backward_scratch)(s, scan_widest(column_blocks, s.dv), longest);
-  ScanScratch scratch;
-  const heed_status status = scratch.take(ScanArgs{}, floats, threads);
-  if (status != HEED_OK) return status;
-  ColumnParts parts(s, grads, column_blocks);
-  std::vector<double> head_decay(pairs * column_blocks), bonus(pairs * column_blocks * s.dk);
-  const auto task = HWY_DYNAMIC_DISPATCH(backward_task);
-  parallel_for(parallel, pairs * column_blocks, [&](int64_t i, int32_t worker) {
-    const int64_t pair = i / column_blocks, block = i % column_blocks;
-    task(s, parts.blocks[block], pair / s.heads, pair % s.heads,
-         scan_columns(block, column_blocks, s.dv), longest, scratch.of(worker), &head_decay[i],
-         &bonus[i * s.dk]);
-  });
-  if (column_blocks > 1) {
-    parallel_for(parallel, s.batch * s.time,
-                 [&](int64_t row, int32_t worker) { parts.add_up(s, row); });
+// How the workspace of a call is laid out: each task's sums of decay and bonus, the parts of the
+// columns, the scratch of the workers.
+struct Plan {
+  int64_t pairs, column_blocks, longest = 0, floats, sums, parts;
+
+  Plan(const ScanProblem& s, int32_t threads)
+      : pairs(s.sequences * s.heads), column_blocks(scan_column_blocks(pairs, s.dv, threads)) {
+    for (int64_t n = 0; n < s.sequences; ++n) longest = std::max(longest, s.span(n).length);
+    floats = HWY_DYNAMIC_DISPATCH(backward_scratch)(s, scan_widest(column_blocks, s.dv), longest);
+    sums = pairs * column_blocks * (1 + s.dk);
+    parts = ColumnParts::floats(s, column_blocks);
   }
-  // Sums over sequences and columns, in their order.
+  int64_t bytes(int32_t threads) const {
+    return 8 + 8 * sums + 4 * parts + ScanScratch::bytes(floats, threads);
+  }
+};
+
+// Sums over sequences and columns, in their order.
+void add_sums(const ScanProblem& s, const ScanGradProblem& grads, int64_t column_blocks,
+              const double* head_decay, const double* bonus) {
   for (int64_t h = 0; h < s.heads; ++h) {
     double decay = 0;
     std::vector<double> u(s.dk, 0.0);
@@ -678,24 +680,38 @@ heed_status backward(const ScanProblem& s, const ScanGradProblem& grads,
       }
     }
   }
-  return HEED_OK;
 }
 
 }  // namespace
 
-heed_status scan_backward(const ScanArgs& args, const ScanGrads& grads,
-                          const heed_parallel* parallel) {
-  ScanProblem s;
-  heed_status status = check_scan(args, ScanDtypes::kKernel, false, &s);
-  if (status != HEED_OK) return status;
-  ScanGradProblem g;
-  status = check_scan_grads(grads, ScanDtypes::kKernel, s, &g);
-  if (status != HEED_OK) return status;
-  try {
-    return backward(s, g, parallel);
-  } catch (const std::bad_alloc&) {
-    return scan_fail(HEED_OUT_OF_MEMORY, "scan: no memory for the gradients' partial sums");
+int64_t scan_backward_bytes(const ScanProblem& s, int32_t threads) {
+  return Plan(s, threads).bytes(threads);
+}
+
+void scan_backward(const ScanProblem& s, const ScanGradProblem& grads, void* workspace,
+                   const heed_parallel* parallel) {
+  const int32_t threads = parallel_threads(parallel);
+  const Plan plan(s, threads);
+  const int64_t column_blocks = plan.column_blocks;
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(workspace) + 7) / 8 * 8;
+  auto* head_decay = reinterpret_cast<double*>(aligned);
+  double* bonus = head_decay + plan.pairs * column_blocks;
+  std::fill_n(head_decay, plan.sums, 0.0);
+  auto* memory = reinterpret_cast<float*>(head_decay + plan.sums);
+  ColumnParts parts(s, grads, column_blocks, memory);
+  const ScanScratch scratch(memory + plan.parts, plan.floats, threads);
+  const auto task = HWY_DYNAMIC_DISPATCH(backward_task);
+  parallel_for(parallel, plan.pairs * column_blocks, [&](int64_t i, int32_t worker) {
+    const int64_t pair = i / column_blocks, block = i % column_blocks;
+    task(s, parts.blocks[block], pair / s.heads, pair % s.heads,
+         scan_columns(block, column_blocks, s.dv), plan.longest, scratch.of(worker), &head_decay[i],
+         &bonus[i * s.dk]);
+  });
+  if (column_blocks > 1) {
+    parallel_for(parallel, s.batch * s.time,
+                 [&](int64_t row, int32_t worker) { parts.add_up(s, row); });
   }
+  add_sums(s, grads, column_blocks, head_decay, bonus);
 }
 
 }  // namespace heed::kernel

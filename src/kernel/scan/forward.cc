@@ -148,21 +148,19 @@ Tasks tasks_of(const ScanProblem& s, int32_t threads) {
 
 }  // namespace
 
-int64_t forward_floats(const ScanProblem& s, int32_t threads) {
+static int64_t forward_floats(const ScanProblem& s, int32_t threads) {
   const Tasks tasks = tasks_of(s, threads);
   return HWY_DYNAMIC_DISPATCH(forward_task)(s, 0, 0, tasks.group, {0, tasks.widest}, nullptr);
 }
 
-heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
-  ScanProblem s;
-  heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
-  if (status != HEED_OK) return status;
+int64_t scan_forward_bytes(const ScanProblem& s, int32_t threads) {
+  return ScanScratch::bytes(forward_floats(s, threads), threads);
+}
+
+void scan_forward(const ScanProblem& s, void* workspace, const heed_parallel* parallel) {
   const int32_t threads = parallel_threads(parallel);
-  if (s.sequences == 0) return HEED_OK;
   const Tasks tasks = tasks_of(s, threads);
-  ScanScratch scratch;
-  status = scratch.take(args, forward_floats(s, threads), threads);
-  if (status != HEED_OK) return status;
+  const ScanScratch scratch(workspace, forward_floats(s, threads), threads);
   const auto task = HWY_DYNAMIC_DISPATCH(forward_task);
   const int64_t a_sequence = tasks.groups * tasks.column_blocks;
   parallel_for(parallel, s.sequences * a_sequence, [&](int64_t i, int32_t worker) {
@@ -173,7 +171,6 @@ heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel) {
     task(s, n, first, last - first,
          scan_columns(i % tasks.column_blocks, tasks.column_blocks, s.dv), scratch.of(worker));
   });
-  return HEED_OK;
 }
 
 }  // namespace heed::kernel

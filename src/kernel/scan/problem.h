@@ -15,6 +15,12 @@ struct ScanTensor {
   int32_t dtype = HEED_FLOAT32;
   int64_t b = 0, t = 0, h = 0;  // strides in elements
 
+  ScanTensor() = default;
+  ScanTensor(char* data, int32_t dtype, int64_t b, int64_t t, int64_t h)
+      : data(data), dtype(dtype), b(b), t(t), h(h) {}
+  // Of a token tensor, a state, [B,T,H]; [H] and [H,Dk] have a head alone. Without elements:
+  // absent.
+  explicit ScanTensor(const heed_view& view);
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -38,33 +44,24 @@ struct ScanProblem {
     return {0, cu_seqlens[n], cu_seqlens[n + 1] - cu_seqlens[n]};
   }
   bool read_before() const { return read == Read::kBefore; }
+
+  ScanProblem() = default;
+  explicit ScanProblem(const ScanCall& call);  // checked
 };
 
 struct ScanGradProblem {
   ScanTensor grad_out, grad_final_state;
   ScanTensor q, k, v, p, r, beta, log_decay, bonus, initial_state;
+
+  explicit ScanGradProblem(const ScanCall& call);
 };
 
-enum class ScanDtypes { kKernel, kReference };  // kReference also takes float64 anywhere
-
-// Checks the call and fills `problem` (and `grads`). On failure the status says what kind, and
-// scan_message() of this thread what and where.
-heed_status check_scan(const ScanArgs& args, ScanDtypes dtypes, bool need_out,
-                       ScanProblem* problem);
-heed_status check_scan_grads(const ScanGrads& grads, ScanDtypes dtypes, const ScanProblem& problem,
-                             ScanGradProblem* out);
-
-// The scratch of a call, a piece for each worker: the caller's workspace, or memory of its own.
+// The scratch of a call, a piece of its workspace for each worker.
 class ScanScratch {
  public:
-  ScanScratch() = default;
-  ScanScratch(const ScanScratch&) = delete;
-  ScanScratch& operator=(const ScanScratch&) = delete;
-  ~ScanScratch();
-
   // Bytes of workspace for `floats` a worker.
   static int64_t bytes(int64_t floats, int32_t threads);
-  heed_status take(const ScanArgs& args, int64_t floats, int32_t threads);
+  ScanScratch(void* workspace, int64_t floats, int32_t threads);
   // 64-byte aligned and kWorkerGap apart, zeros when a worker first asks for its own: from the core
   // that uses them.
   float* of(int32_t worker) const;
@@ -72,11 +69,7 @@ class ScanScratch {
  private:
   char* at_ = nullptr;
   int64_t floats_ = 0;
-  void* own_ = nullptr;
 };
-
-heed_status scan_fail(heed_status status, const char* format, ...)
-    __attribute__((format(printf, 2, 3)));
 
 // Into how many blocks the columns of the states are split, so that `threads` workers have equal
 // shares: the columns of S never meet in the recurrence. Blocks are whole multiples of 16 columns.
@@ -106,8 +99,13 @@ inline int64_t scan_widest(int64_t blocks, int64_t dv) {
 
 constexpr int64_t kScanHeads = 8;  // heads that one task of the forward pass takes at most
 
-// Scratch of a whole call, in floats.
-int64_t forward_floats(const ScanProblem& s, int32_t threads);
-int64_t step_floats(const ScanProblem& s, int32_t threads);
+// The passes, and the bytes of workspace of each.
+void scan_forward(const ScanProblem& s, void* workspace, const heed_parallel* parallel);
+void scan_step(const ScanProblem& s, void* workspace, const heed_parallel* parallel);
+void scan_backward(const ScanProblem& s, const ScanGradProblem& grads, void* workspace,
+                   const heed_parallel* parallel);
+int64_t scan_forward_bytes(const ScanProblem& s, int32_t threads);
+int64_t scan_step_bytes(const ScanProblem& s, int32_t threads);
+int64_t scan_backward_bytes(const ScanProblem& s, int32_t threads);
 
 }  // namespace heed::kernel

@@ -132,10 +132,9 @@ void advance(const Reader& in, int64_t t, Row& s) {
 
 }  // namespace
 
-heed_status scan_reference(const ScanArgs& args) {
-  ScanProblem p;
-  const heed_status status = check_scan(args, ScanDtypes::kReference, true, &p);
-  if (status != HEED_OK) return status;
+namespace {
+
+void forward(const ScanProblem& p) {
   for (int64_t n = 0; n < p.sequences; ++n) {
     for (int64_t h = 0; h < p.heads; ++h) {
       const auto span = p.span(n);
@@ -161,10 +160,7 @@ heed_status scan_reference(const ScanArgs& args) {
       in.write_state(p.final_state, s);
     }
   }
-  return HEED_OK;
 }
-
-namespace {
 
 // The adjoint of one token. `ds` is the gradient of the state after it, and becomes that of the
 // state before it.
@@ -275,15 +271,7 @@ class TokenAdjoint {
   Row grad_k_, grad_v_, grad_decay_;
 };
 
-}  // namespace
-
-heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads) {
-  ScanProblem p;
-  heed_status status = check_scan(args, ScanDtypes::kReference, false, &p);
-  if (status != HEED_OK) return status;
-  ScanGradProblem g;
-  status = check_scan_grads(grads, ScanDtypes::kReference, p, &g);
-  if (status != HEED_OK) return status;
+void backward(const ScanProblem& p, const ScanGradProblem& g) {
   for (int64_t h = 0; h < p.heads; ++h) {
     double grad_head_decay = 0;
     Row grad_bonus(p.dk, 0.0);
@@ -311,6 +299,21 @@ heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads
         store_element(g.bonus.data, g.bonus.dtype, h * g.bonus.h + d, grad_bonus[d]);
       }
     }
+  }
+}
+
+}  // namespace
+
+heed_status scan_reference(const ScanCall& call, int32_t pass, heed_message* message) {
+  CallSizes sizes;
+  const heed_status status =
+      check_call(kScan, &call, pass, CallDtypes::kReference, &sizes, message);
+  if (status != HEED_OK) return status;
+  const ScanProblem p(call);
+  if (pass == HEED_BACKWARD) {
+    backward(p, ScanGradProblem(call));
+  } else {
+    forward(p);
   }
   return HEED_OK;
 }

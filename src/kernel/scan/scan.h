@@ -5,6 +5,8 @@
 //   read after:   out_t = scale q_t S_t
 //   read before:  out_t = scale q_t (S_{t-1} + diag(u) k_t^T v_t)      (u: bonus)
 //
+// q, k, v, p, r, out are tokens; everything else is float32.
+//
 // Correction: none (p, r absent), delta (p = -beta k, r = a k, write beta k: the two delta-rule
 // forms of DeltaNet and Gated DeltaNet; the correction reads the state AFTER decay), or general (p,
 // r given; the correction reads the state BEFORE decay: DPLR, RWKV-7). With a correction, and for
@@ -16,7 +18,8 @@
 
 #include <cstdint>
 
-#include "heed/view.h"
+#include "kernel/call/check.h"
+#include "kernel/call/fields.h"
 
 namespace heed::kernel {
 
@@ -29,64 +32,52 @@ enum class Decay : int32_t {
 enum class Correction : int32_t { kNone = 0, kDelta = 1, kGeneral = 2 };
 enum class Read : int32_t { kAfter = 0, kBefore = 1 };
 
-// All views are [B, T, H, *] with any strides over B, T, H and contiguous last dimension.
-// Token tensors q, k, v, p, r are float32, bfloat16 or float16 (all the same); everything else is
-// float32. Strides of 0 (one tensor shared by several heads) are fine for inputs.
-// Packs: cu_seqlens has N+1 offsets (then B = 1 and states are [N, H, Dk, Dv]).
-struct ScanArgs {
-  uint32_t struct_size = sizeof(ScanArgs);
-  heed_view q{}, k{}, v{};    // [B,T,H,Dk], [B,T,H,Dk], [B,T,H,Dv]
-  heed_view p{}, r{};         // [B,T,H,Dk], Correction::kGeneral only
-  heed_view beta{};           // [B,T,H], Correction::kDelta only
-  heed_view log_decay{};      // by `decay`; <= 0, -inf allowed
-  heed_view bonus{};          // u [H,Dk], Read::kBefore only; may be absent
-  heed_view initial_state{};  // [B or N,H,Dk,Dv] contiguous; absent: zero
-  const int64_t* cu_seqlens = nullptr;
-  int64_t sequences = 0;  // N
-  Decay decay = Decay::kNone;
-  Correction correction = Correction::kNone;
-  Read read = Read::kAfter;
-  float scale = 1;
-  int32_t chunk = 64;       // rounding only; the CPU kernels take at most 32 tokens at once
-  heed_view out{};          // [B,T,H,Dv], dtype of v
-  heed_view final_state{};  // [B or N,H,Dk,Dv] contiguous; may be absent
-  // Scratch memory of at least scan_workspace_bytes(); absent: forward and step allocate their own.
-  void* workspace = nullptr;
-  int64_t workspace_bytes = 0;
+// p and r make a correction general, beta makes it a delta rule; the rank of log_decay says its
+// kind.
+template <class X>
+struct ScanTensors {
+  X q, k, v, p, r, beta, log_decay, bonus, initial_state, out, final_state;
 };
-
-// Whole sequences. T = 0 and empty sequences leave final_state =
-// initial_state.
-heed_status scan_forward(const ScanArgs& args, const heed_parallel* parallel);
-
-// One token a sequence (T = 1), state updated in place: final_state.data may equal
-// initial_state.data.
-heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel);
-
-// Bytes of scratch that scan_forward (or scan_step, if `step`) needs on that many threads; -1 where
-// the arguments are wrong, with scan_message().
-int64_t scan_workspace_bytes(const ScanArgs& args, int32_t threads, bool step);
-
-// Gradients, all float32 and contiguous in the shape of the tensor they belong to; absent views are
-// not computed. grad_log_decay of a -inf entry is 0. Kept inputs only: the states at chunk starts
-// are computed again.
-struct ScanGrads {
-  uint32_t struct_size = sizeof(ScanGrads);
-  heed_view grad_out{};          // [B,T,H,Dv], dtype of v
-  heed_view grad_final_state{};  // absent: zero
-  heed_view grad_q{}, grad_k{}, grad_v{}, grad_p{}, grad_r{}, grad_beta{}, grad_log_decay{},
-      grad_bonus{};
-  heed_view grad_initial_state{};
+struct ScanOptions {
+  double scale = 1;
+  int64_t read_before = 0;
+  int64_t chunk = 64;  // rounding only; the CPU kernels take at most 32 tokens at once
 };
-heed_status scan_backward(const ScanArgs& args, const ScanGrads& grads,
-                          const heed_parallel* parallel);
+using ScanCall = Call<ScanTensors, ScanOptions>;
 
-// Token by token in double precision with plain loops, and its adjoint: what the tests compare
-// with. Any tensor may be float64 here, results included.
-heed_status scan_reference(const ScanArgs& args);
-heed_status scan_backward_reference(const ScanArgs& args, const ScanGrads& grads);
+inline constexpr TensorField kScanTensors[] = {
+    {"q", Role::kToken, "B,T,H,K", true, "reads the state"},
+    {"k", Role::kToken, "B,T,H,K", true, "where v is written"},
+    {"v", Role::kToken, "B,T,H,V", true, "values"},
+    {"p", Role::kToken, "B,T,H,K", false, "general correction: with r, not with beta"},
+    {"r", Role::kToken, "B,T,H,K", false, "what the correction reads, before the decay"},
+    {"beta", Role::kGate, "B,T,H", false, "delta rule: beta k (v - k S) is written"},
+    {"log_decay", Role::kGate, "B,T,H,K|B,T,H|H", false,
+     "at most 0; -inf forgets everything before"},
+    {"bonus", Role::kGate, "H,K", false, "read_before only: what a token reads of itself"},
+    {"initial_state", Role::kState, "N,H,K,V", false, "zero where absent"},
+    {"out", Role::kOut, "B,T,H,V", true, "scale q S"},
+    {"final_state", Role::kFinal, "N,H,K,V", false, "the state after the last token"}};
+inline constexpr OptionField kScanOptions[] = {
+    {"scale", OptionKind::kNumber, 1, "of q"},
+    {"read_before", OptionKind::kFlag, 0, "q reads the state before its own token"},
+    {"chunk", OptionKind::kInteger, 64, "tokens taken at once, 1 to 1024; changes rounding only"}};
 
-// What was wrong with this thread's last call that did not return HEED_OK.
-const char* scan_message();
+heed_status scan_rules(const void* call, int32_t pass, const CallSizes& sizes,
+                       heed_message* message);
+
+inline constexpr CallFields kScan = call_fields<ScanCall>(
+    "scan",
+    "S_t = diag(exp(log_decay_t)) S_{t-1} + p_t (r_t S_{t-1}) + k_t v_t, out_t = scale q_t S_t",
+    kScanTensors, kScanOptions, {.rules = scan_rules});
+
+// The CPU row. Whole sequences, their gradients, and steps with the state updated in place. T = 0
+// and empty sequences leave the final state as the initial one; grad log_decay of a -inf entry is
+// 0. Nothing is kept for the backward pass: the states at chunk starts are computed again.
+std::span<const heed_backend> scan_backends();
+
+// Token by token in double precision with plain loops, forward and (pass = HEED_BACKWARD) its
+// adjoint: what the tests compare with. Any tensor may be float64 here.
+heed_status scan_reference(const ScanCall& call, int32_t pass, heed_message* message);
 
 }  // namespace heed::kernel

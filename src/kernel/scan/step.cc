@@ -180,24 +180,15 @@ namespace heed::kernel {
 HWY_EXPORT(step_scratch);
 HWY_EXPORT(step_task);
 
-int64_t step_floats(const ScanProblem& s) { return HWY_DYNAMIC_DISPATCH(step_scratch)(s); }
+int64_t scan_step_bytes(const ScanProblem& s, int32_t threads) {
+  return ScanScratch::bytes(HWY_DYNAMIC_DISPATCH(step_scratch)(s), threads);
+}
 
-heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
-  ScanProblem s;
-  heed_status status = check_scan(args, ScanDtypes::kKernel, true, &s);
-  if (status != HEED_OK) return status;
-  if (s.time != 1 || s.cu_seqlens != nullptr) {
-    return scan_fail(HEED_INVALID_ARGUMENT,
-                     "scan: a step takes T = 1 and no cu_seqlens, not T = %lld",
-                     static_cast<long long>(s.time));
-  }
+void scan_step(const ScanProblem& s, void* workspace, const heed_parallel* parallel) {
   const int32_t threads = parallel_threads(parallel);
   const int64_t pairs = s.sequences * s.heads;
-  if (pairs == 0) return HEED_OK;
   const int64_t blocks = scan_column_blocks(pairs, s.dv, threads);
-  ScanScratch scratch;
-  status = scratch.take(args, step_floats(s), threads);
-  if (status != HEED_OK) return status;
+  const ScanScratch scratch(workspace, HWY_DYNAMIC_DISPATCH(step_scratch)(s), threads);
   const auto task = HWY_DYNAMIC_DISPATCH(step_task);
   // Runs of states that are neighbours in memory.
   const int64_t items = pairs * blocks, runs = std::min<int64_t>(items, 8 * threads);
@@ -208,15 +199,6 @@ heed_status scan_step(const ScanArgs& args, const heed_parallel* parallel) {
            scratch.of(worker));
     }
   });
-  return HEED_OK;
-}
-
-int64_t scan_workspace_bytes(const ScanArgs& args, int32_t threads, bool step) {
-  ScanProblem s;
-  if (check_scan(args, ScanDtypes::kKernel, false, &s) != HEED_OK) return -1;
-  const int32_t workers = threads < 1 ? 1 : threads;
-  if (s.sequences == 0) return 0;
-  return ScanScratch::bytes(step ? step_floats(s) : forward_floats(s, workers), workers);
 }
 
 }  // namespace heed::kernel
