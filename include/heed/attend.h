@@ -80,14 +80,14 @@ heed_status heed_attend_forward(const heed_attend_tensors* tensors,
                                 char* message, size_t message_size);
 
 /* Gradients are ADDED to what the tensors hold, all but the inputs grad_out and grad_lse; float32
- * but for grad_out, with a contiguous last dimension; a tensor whose data is NULL is left out. */
+ * and contiguous in the shape of what they belong to; a tensor whose data is NULL is left out. */
 typedef struct heed_attend_gradients {
-  heed_view grad_out; /* shape, dtype and strides of out */
+  heed_view grad_out; /* an input: shape and dtype of out, last dimension contiguous */
   heed_view grad_q, grad_k, grad_v;
-  heed_view grad_lse;          /* shape and strides of lse, float32: an input; softmax only */
+  heed_view grad_lse;          /* an input, [B,Tq,Hq] float32, any strides; softmax only */
   heed_view grad_key_bias;     /* [B,Tk,Hq] */
-  heed_view grad_q_bias;       /* shape and strides of q_bias */
-  heed_view grad_alibi_slopes; /* [Hq], contiguous */
+  heed_view grad_q_bias;       /* [B,Tq,Hq] */
+  heed_view grad_alibi_slopes; /* [Hq] */
 } heed_attend_gradients;
 
 /* `tensors` with out and (softmax) lse as heed_attend_forward wrote them. */

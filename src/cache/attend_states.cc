@@ -7,36 +7,30 @@
 #include <cmath>
 
 #include "io/error.h"
+#include "kernel/attend/table.h"
 #include "op/attend.h"
+#include "op/view.h"
 
 namespace heed {
 namespace {
 
-int32_t kernel_dtype(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return HEED_FLOAT32;
-    case at::kBFloat16:
-      return HEED_BFLOAT16;
-    case at::kHalf:
-      return HEED_FLOAT16;
-    default:
-      throw UsageError("attention over a cache takes float32, bfloat16 or float16, not {}",
-                       c10::toString(type));
+int32_t token_dtype(at::ScalarType type) {
+  if (type != at::kFloat && type != at::kBFloat16 && type != at::kHalf) {
+    throw UsageError("attention over a cache takes float32, bfloat16 or float16, not {}",
+                     c10::toString(type));
   }
+  return op::view_dtype(type);
+}
+
+heed_view token_view(const at::Tensor& t) {
+  token_dtype(t.scalar_type());
+  return op::view_of(t);
 }
 
 const char* row_pointer(const at::Tensor& t, int64_t row, int64_t head) {
   return static_cast<const char*>(t.const_data_ptr()) +
          (row * t.stride(0) + head * t.stride(1)) * static_cast<int64_t>(t.element_size());
 }
-
-// Kept between calls so that decoding does not allocate.
-struct Workspace {
-  std::vector<kernel::AttendJob> jobs;
-  std::vector<kernel::Segment> segments;
-  std::vector<size_t> first;  // of each job's segments
-};
 
 // The keys and values of the rows themselves, in the cache's dtype, and what is added to their
 // logits.
@@ -91,33 +85,15 @@ void set_tables(kernel::AttendJob& job, const AttendRule& rule, int64_t head, in
   job.relative_scale = row(rule.relative_scale);
 }
 
-kernel::AttendTable table_of(const Workspace& work, const at::Tensor& q, const OwnRows& own,
-                             at::ScalarType cache_type, const AttendRule& rule) {
-  kernel::AttendTable table;
-  table.jobs = work.jobs.data();
-  table.job_count = static_cast<int64_t>(work.jobs.size());
-  table.group = static_cast<int32_t>(q.size(1) / own.k.size(1));
-  table.head_dim = static_cast<int32_t>(q.size(2));
-  table.value_dim = static_cast<int32_t>(own.v.size(2));
-  table.q_dtype = kernel_dtype(q.scalar_type());
-  table.kv_dtype = kernel_dtype(cache_type);
-  table.scale = static_cast<float>(rule.scale);
-  table.weight = rule.weight;
-  table.soft_cap = static_cast<float>(rule.soft_cap);
-  return table;
-}
-
 at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                       std::span<const int64_t> bounds, std::span<Rows* const> states,
                       const std::vector<HeadProgram>& programs, const AttendRule& rule,
                       const at::Tensor& bias) {
-  thread_local Workspace work;
-  work.jobs.clear();
-  work.segments.clear();
-  work.first.clear();
+  thread_local kernel::RaggedTable table;  // kept between calls so that decoding does not allocate
   const int64_t heads = k.size(1), group = q.size(1) / heads;
   const auto cache_type = states.empty() ? k.scalar_type() : states[0]->part().dtype;
   at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
+  table.start(token_view(q), token_view(out), {}, heads, token_dtype(cache_type));
   OwnRows own{k, v, bias};
   if (k.scalar_type() != cache_type) {
     bool chunk = false;
@@ -137,19 +113,9 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
     if (append_first) own.append_to(*state, begin, 1);
     for (int64_t h = 0; h < heads; ++h) {
       const HeadProgram& program = state ? state->part().programs[h] : programs[h];
-      work.first.push_back(work.segments.size());
-      if (state) state->add_segments(h, work.segments);
-      if (!append_first) work.segments.push_back(own.segment(begin, h, queries, past));
-      kernel::AttendJob job;
-      job.q = row_pointer(q, begin, h * group);
-      job.q_stride = q.stride(0);
-      job.q_head_stride = q.stride(1);
-      job.out = const_cast<char*>(row_pointer(out, begin, h * group));
-      job.out_stride = out.stride(0);
-      job.out_head_stride = out.stride(1);
-      job.queries = queries;
-      job.q_position = past;
-      job.segment_count = static_cast<int32_t>(work.segments.size() - work.first.back());
+      if (state) state->add_segments(h, table.segments());
+      if (!append_first) table.segments().push_back(own.segment(begin, h, queries, past));
+      kernel::AttendJob& job = table.add(begin, queries, h, past);
       job.sigmoid_bias = static_cast<float>(rule.sigmoid_bias);
       if (rule.slopes.defined()) job.slopes = rule.slopes.const_data_ptr<float>() + h * group;
       set_tables(job, rule, h * group, past + queries);
@@ -157,13 +123,13 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
         job.window = program.window;
         job.sinks = program.sinks;
       }
-      work.jobs.push_back(job);
     }
   }
-  for (size_t i = 0; i < work.jobs.size(); ++i) {
-    work.jobs[i].segments = work.segments.data() + work.first[i];
-  }
-  op::attend_jobs(table_of(work, q, own, cache_type, rule));
+  kernel::AttendTable& jobs = table.finish();
+  jobs.scale = static_cast<float>(rule.scale);
+  jobs.weight = rule.weight;
+  jobs.soft_cap = static_cast<float>(rule.soft_cap);
+  op::attend_jobs(jobs);
   for (size_t s = 0; s + 1 < bounds.size() && !states.empty(); ++s) {
     const int64_t begin = bounds[s], queries = bounds[s + 1] - begin;
     if (queries > 1) own.append_to(*states[s], begin, queries);

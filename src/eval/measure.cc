@@ -10,7 +10,9 @@
 #include "cache/attend_states.h"
 #include "cache/plan/kinds.h"
 #include "io/error.h"
+#include "kernel/attend/table.h"
 #include "op/attend.h"
+#include "op/view.h"
 
 namespace heed::eval {
 namespace {
@@ -124,9 +126,7 @@ double head_error(const at::Tensor& q, const at::Tensor& out, const Rows& kv, in
 // One layer's attention call over a state as it is, for one token.
 struct AttentionCall {
   const Rows* kv = nullptr;
-  std::vector<kernel::Segment> segments;
-  std::vector<kernel::AttendJob> jobs;
-  kernel::AttendTable table;  // not where rows are grouped
+  kernel::RaggedTable table;  // not where rows are grouped
   at::Tensor q, out, lse;
 
   AttentionCall(const Decoder& model, const Rows& rows);
@@ -136,7 +136,9 @@ struct AttentionCall {
     if (kv->part().grouped) {
       attend_held(q, *kv, scale(), out);
     } else {
-      op::attend_jobs(table);
+      kernel::AttendTable& jobs = table.finish();
+      jobs.scale = static_cast<float>(scale());
+      op::attend_jobs(jobs);
     }
   }
 };
@@ -149,41 +151,15 @@ AttentionCall::AttentionCall(const Decoder& model, const Rows& rows) : kv(&rows)
   out = at::empty({heads * group, part.v_dim}, floats);
   if (part.grouped) return;
   lse = at::empty({heads * group});
-  std::vector<size_t> ends;
+  const auto one_row = [](const at::Tensor& t) { return op::view_of(t.unsqueeze(0)); };
+  table.start(one_row(q), one_row(out), one_row(lse), heads, op::view_dtype(part.dtype));
   for (int64_t h = 0; h < heads; ++h) {
-    rows.add_segments(h, segments);
-    ends.push_back(segments.size());
-  }
-  for (int64_t h = 0; h < heads; ++h) {
-    const size_t begin = h > 0 ? ends[h - 1] : 0;
-    kernel::AttendJob job;
-    job.q = q.data_ptr<float>() + h * group * part.k_dim;
-    job.out = out.data_ptr<float>() + h * group * part.v_dim;
-    job.lse = lse.data_ptr<float>() + h * group;
-    job.q_stride = group * part.k_dim;
-    job.out_stride = group * part.v_dim;
-    job.q_head_stride = part.k_dim;
-    job.out_head_stride = part.v_dim;
-    job.lse_stride = group;
-    job.lse_head_stride = 1;
-    job.queries = 1;
-    job.q_position = rows.length() - 1;  // the last token, as in a step
+    rows.add_segments(h, table.segments());
+    kernel::AttendJob& job = table.add(0, 1, h, rows.length() - 1);  // the last token, as in a step
     const KeyLimit limit = kind_of(part.programs[h]).limit(part.programs[h]);
     job.window = limit.window;
     job.sinks = limit.sinks;
-    job.segments = segments.data() + begin;
-    job.segment_count = static_cast<int32_t>(ends[h] - begin);
-    jobs.push_back(job);
   }
-  table.jobs = jobs.data();
-  table.job_count = heads;
-  table.group = static_cast<int32_t>(group);
-  table.head_dim = static_cast<int32_t>(part.k_dim);
-  table.value_dim = static_cast<int32_t>(part.v_dim);
-  table.kv_dtype = part.dtype == at::kHalf       ? HEED_FLOAT16
-                   : part.dtype == at::kBFloat16 ? HEED_BFLOAT16
-                                                 : HEED_FLOAT32;
-  table.scale = static_cast<float>(scale());
 }
 
 // Times of one token's attention calls of all layers over the state as it is, and the largest error

@@ -5,6 +5,7 @@
 //                                                                          cap(x) = c tanh(x / c) if c > 0
 //   softmax: out_i = sum_j exp(x_ij) v_j / sum_j exp(x_ij),   lse_i = ln sum_j exp(x_ij)
 //   sigmoid: out_i = sum_j sigmoid(x_ij + bias) v_j,          lse_i = 0
+//   generic: out_i = sum_j f(x_ij + bias) v_j, f softplus or relu^power (kernel/attend/generic.h), lse_i = 0
 //   urpe:    out_i = sum_j relative_scale[h, P-1 + j - p_i] exp(x_ij) v_j / sum_j exp(x_ij),   lse as softmax
 // clang-format on
 //
@@ -36,7 +37,9 @@ struct AttendOptions {
   int64_t sinks = 0;
   double soft_cap = 0;  // 0: off
   kernel::Weight weight = kernel::Weight::kSoftmax;
-  std::optional<double> bias;  // sigmoid only; default -ln n, n the keys of the sequence
+  std::optional<double> bias;  // sigmoid: default -ln n, n the keys of the sequence; generic: 0
+  int64_t function = 0;        // of the weight generic: one of kernel::kGenericNames
+  double power = 1;            // of its function relu
   at::Tensor key_bias;         // [B,Tk,Hq] float32
   at::Tensor q_bias;           // [B,Tq,Hq] float32, finite
   at::Tensor alibi_slopes;     // [Hq] float32
@@ -47,6 +50,7 @@ struct AttendOptions {
   // sinks and the default bias count inside each sequence. cu_seqlens_k undefined: the same as
   // cu_seqlens_q.
   at::Tensor cu_seqlens_q, cu_seqlens_k;
+  at::Tensor kv_lengths;  // int64 [B]: how many keys of each sequence count, in place of Tk
   // Window and sinks of each KV head, int64 [Hk] on the CPU, in place of the two above (0: full).
   at::Tensor head_window, head_sinks;
   // Tokens of a grid, last axis fastest: Tq = Tk = the product of the lengths; with nothing else
@@ -62,9 +66,9 @@ struct AttendOptions {
 
 // q [B,Tq,Hq,D], k [B,Tk,Hk,D], v [B,Tk,Hk,Dv]; query head h reads KV head h div (Hq/Hk). Returns
 // out [B,Tq,Hq,Dv] in q's dtype and lse float32 [B,Tq,Hq], both differentiable in q, k, v and the
-// float32 tensors of the options. CPU: our kernel for float32, bfloat16, float16. CUDA: PyTorch's
-// flash or memory-efficient kernels where they can do it. Else the naive form, with one warning.
-// Throws UsageError naming the tensor that does not fit.
+// float32 tensors of the options. What runs it says the engine's table of backends: on the CPU our
+// kernel, on CUDA PyTorch's flash or memory-efficient kernels where they can do it; else the naive
+// form, with one warning. Throws UsageError naming the tensor that does not fit.
 std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& v, const AttendOptions& options = {});
 

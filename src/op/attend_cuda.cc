@@ -1,16 +1,17 @@
-// attend on CUDA: PyTorch's own kernels where they know the call, else the naive form. Made of
-// differentiable operators, so that autograd is theirs too.
+// attend on CUDA: two rows of the table over PyTorch's own kernels, with what each does not know.
+// Made of differentiable operators, so that autograd is theirs too.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "op/attend_backends.h"
+#include <algorithm>
+
 #include "op/attend_shape.h"
-#include "op/parallel.h"
 #include "op/view.h"
 
 namespace heed::op {
 namespace {
 
+using kernel::given;
 using Pair = std::tuple<at::Tensor, at::Tensor>;
 
 // Keys and values of each query head: [B,T,Hk,D] -> [B,T,Hq,D].
@@ -24,14 +25,14 @@ at::Tensor for_query_heads(const at::Tensor& t, const AttendShape& s) {
 // PyTorch's memory-efficient kernel with the rule as an additive bias, in blocks of queries whose
 // bias stays under 256 MB.
 Pair attend_cuda_masked(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                        const AttendOptions& o, const AttendShape& s) {
+                        const AttendSettings& o, const AttendShape& s) {
   constexpr int64_t kBiasBytes = int64_t{256} << 20;
   const int64_t rules = s.same_window() ? 1 : s.kv_heads;
   const int64_t width = (s.tk + 15) / 16 * 16;  // the kernel reads aligned rows
   std::vector<at::Tensor> hidden;
   for (int64_t h = 0; h < rules; ++h) {
     hidden.push_back(
-        attend_visible(s.tq, s.tk, o.causal, s.head_window[h], s.head_sinks[h], q.device())
+        attend_visible(s.tq, s.tk, o.causal != 0, s.head_window[h], s.head_sinks[h], q.device())
             .logical_not_());
   }
   const at::Tensor key = for_query_heads(k, s).transpose(1, 2);
@@ -59,113 +60,181 @@ Pair attend_cuda_masked(const at::Tensor& q, const at::Tensor& k, const at::Tens
   return {at::cat(outs, 1), at::cat(lses, 1)};
 }
 
-// Why PyTorch's kernels cannot take a call, whatever its sizes; or nothing.
-const char* cuda_refusal(const at::Tensor& q, const AttendOptions& o) {
-  if (q.scalar_type() == at::kDouble) return "float64 has no kernel";
-  if (o.weight != kernel::Weight::kSoftmax) return "other weights than softmax have no kernel";
-  if (o.soft_cap > 0) return "soft_cap has no kernel";
-  if (o.key_bias.defined() || o.q_bias.defined() || o.alibi_slopes.defined() ||
-      o.relative_bias.defined()) {
+// Whether all heads have the window and the sinks of the first.
+bool same_rule(const kernel::AttendCall& c) {
+  for (const heed_view* view : {&c.in.head_window, &c.in.head_sinks}) {
+    for (int64_t h = 1; given(*view) && h < view->sizes[0]; ++h) {
+      const int64_t* list = kernel::attend_list(*view);
+      if (list[h] != list[0]) return false;
+    }
+  }
+  return true;
+}
+int64_t first_of(const heed_view& list, int64_t fallback) {
+  return given(list) ? kernel::attend_list(list)[0] : fallback;
+}
+
+// Why neither of PyTorch's kernels takes a call; or nothing.
+const char* refuses_any(const kernel::AttendCall& c) {
+  const auto& x = c.in;
+  if (c.options.weight != static_cast<int64_t>(kernel::Weight::kSoftmax)) {
+    return "other weights than softmax have no kernel";
+  }
+  if (x.q.dtype != x.k.dtype) return "queries and keys of two dtypes have no kernel";
+  if (c.options.soft_cap > 0) return "soft_cap has no kernel";
+  if (given(x.key_bias) || given(x.q_bias) || given(x.alibi_slopes) || given(x.relative_bias)) {
     return "biases have no kernel";
   }
-  if (o.block_start.defined()) return "block lists have no kernel";
-  if (!o.axes.empty()) return "grids have no kernel";
+  if (given(x.block_start)) return "block lists have no kernel";
+  if (given(x.axes)) return "grids have no kernel";
+  if (given(x.kv_lengths)) return "kv_lengths has no kernel";
+  // Queries that see no key, which PyTorch's kernels answer differently.
+  const bool rule = c.options.causal || first_of(x.head_window, c.options.window) > 0;
+  for (int64_t n = 0; n < kernel::attend_sequences(c); ++n) {
+    const int64_t* q = c.head.cu_seqlens;
+    const int64_t queries = q ? q[n + 1] - q[n] : x.q.sizes[1];
+    const int64_t keys = kernel::attend_keys(c, n).count;
+    if (keys == 0 || (rule && queries > keys)) return "a query that sees no key";
+  }
   return nullptr;
 }
 
-// PyTorch's kernels give out its gradient; that of lse comes from the naive form, where it is asked
-// for.
+// Whether the rule needs a mask: flash attention knows one window, and no sinks beside it.
+bool is_masked(const kernel::AttendCall& c) {
+  return !same_rule(c) || (first_of(c.in.head_window, c.options.window) > 0 &&
+                           first_of(c.in.head_sinks, c.options.sinks) > 0);
+}
+
+const char* refuses_flash(const void* call, int32_t /*pass*/) {
+  const auto& c = *static_cast<const kernel::AttendCall*>(call);
+  if (const char* reason = refuses_any(c)) return reason;
+  if (c.in.q.dtype == HEED_FLOAT32) return "it takes bfloat16 and float16";
+  if (is_masked(c)) return "it has no sinks and no windows for each head";
+  const int64_t dim = c.in.q.sizes[3];
+  if (dim != c.in.v.sizes[3]) return "D and Dv must be equal";
+  if (dim % 8 != 0 || dim > 256) return "D must be a multiple of 8, at most 256";
+  return nullptr;
+}
+
+const char* refuses_efficient(const void* call, int32_t /*pass*/) {
+  const auto& c = *static_cast<const kernel::AttendCall*>(call);
+  const auto& x = c.in;
+  const int64_t* q = x.q.sizes;
+  if (q[0] * q[1] * q[2] * x.k.sizes[1] == 0) return nullptr;  // nothing to compute
+  if (const char* reason = refuses_any(c)) return reason;
+  const int64_t aligned = c.in.q.dtype == HEED_FLOAT32 ? 4 : 8;
+  if (c.in.q.sizes[3] % aligned != 0 || c.in.v.sizes[3] % aligned != 0) {
+    return "head dims must be multiples of 4 (float32) or 8";
+  }
+  const bool mask = is_masked(c) || first_of(c.in.head_window, c.options.window) > 0;
+  if (mask && c.head.cu_seqlens) return "packs with windows have no kernel";
+  return nullptr;
+}
+
+// The offsets of a pack as the kernels want them, and the longest of its sequences.
+struct Packs {
+  std::optional<at::Tensor> q, k;
+  int64_t longest_q = 0, longest_k = 0;
+
+  Packs(const AttendTensors& x, const AttendShape& s, const at::Tensor& cu_seqlens_q) {
+    for (int64_t n = 0; n < s.sequences; ++n) {
+      longest_q = std::max(longest_q, s.queries(n));
+      longest_k = std::max(longest_k, s.keys(n));
+    }
+    if (!s.packed) return;
+    q = cu_seqlens_q.to(x.q.device(), at::kInt);
+    k = x.cu_seqlens_k.defined() ? x.cu_seqlens_k.to(x.q.device(), at::kInt) : q;
+  }
+};
+
+// Both kernels give out its gradient; that of lse comes from the naive form, where it is asked for.
+struct CallHolder : torch::CustomClassHolder {
+  AttendTensors x;
+  AttendSettings o;
+  at::Tensor cu_seqlens_q;
+};
+
 class LseFunction : public torch::autograd::Function<LseFunction> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q,
                             const at::Tensor& k, const at::Tensor& v, const at::Tensor& lse,
-                            const AttendOptions& options) {
+                            const c10::intrusive_ptr<CallHolder>& call) {
     ctx->save_for_backward({q, k, v});
-    keep_options(ctx, options);
+    ctx->saved_data["call"] = c10::IValue::make_capsule(call);
     return lse.clone();
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const AttendGrads g = attend_backward_naive(at::Tensor(), grads[0], saved[0], saved[1],
-                                                saved[2], kept_options(ctx));
-    return {g.q, g.k, g.v, at::Tensor(), at::Tensor()};
+    const auto capsule = ctx->saved_data["call"].toCapsule();
+    const auto& call = *static_cast<const CallHolder*>(capsule.get());
+    AttendTensors x = call.x;
+    x.q = saved[0], x.k = saved[1], x.v = saved[2];
+    const auto g = attend_lse_backward(x, call.o, call.cu_seqlens_q, grads[0]);
+    return {g[0], g[1], g[2], at::Tensor(), at::Tensor()};
   }
 };
 
-Pair run_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-              const AttendOptions& o) {
-  const AttendShape s = check_attend(q, k, v, o);
-  const auto naive = [&](const char* reason) {
-    warn_naive("attend on CUDA", reason);
-    return attend_naive(q, k, v, o);
-  };
-  if (q.numel() == 0 || k.numel() == 0) return attend_naive(q, k, v, o);
-  if (const char* reason = cuda_refusal(q, o)) return naive(reason);
-  const int64_t window = s.head_window[0];
-  bool unseeing = false;  // queries that see no key, which PyTorch's kernels answer differently
-  int64_t longest_q = 0, longest_k = 0;
-  for (int64_t n = 0; n < s.sequences; ++n) {
-    unseeing |= s.keys(n) == 0 || ((o.causal || window > 0) && s.queries(n) > s.keys(n));
-    longest_q = std::max(longest_q, s.queries(n));
-    longest_k = std::max(longest_k, s.keys(n));
+// Fills out and lse; lse with its gradient where autograd is on.
+void finish(AttendTensors& x, const AttendSettings& o, const at::Tensor& cu_seqlens_q,
+            const at::Tensor& out, const at::Tensor& lse) {
+  x.out = out, x.lse = lse;
+  if (!at::GradMode::is_enabled() || !out.requires_grad() || lse.requires_grad()) return;
+  const auto call = c10::make_intrusive<CallHolder>();
+  call->x = x;
+  call->x.q = call->x.k = call->x.v = call->x.out = call->x.lse = at::Tensor();
+  call->o = o;
+  call->cu_seqlens_q = cu_seqlens_q;
+  x.lse = LseFunction::apply(x.q, x.k, x.v, lse, call);
+}
+
+void run_flash(AttendTensors& x, const AttendSettings& o, const at::Tensor& cu_seqlens_q) {
+  if (x.q.numel() == 0 || x.k.numel() == 0) return naive::attend(x, o, cu_seqlens_q);
+  const AttendShape s(x, o, cu_seqlens_q);
+  const Packs packs(x, s, cu_seqlens_q);
+  const auto packed = [&](const at::Tensor& t) { return s.packed ? rows(t).squeeze(0) : rows(t); };
+  std::optional<int64_t> left, right;
+  if (const int64_t window = s.head_window[0]; window > 0) {
+    left = window - 1;
+    right = o.causal ? 0 : window - 1;
   }
-  if (unseeing) return naive("a query that sees no key");
-  std::optional<at::Tensor> cu_q, cu_k;
+  const auto result = at::_flash_attention_forward(packed(x.q), packed(x.k), packed(x.v), packs.q,
+                                                   packs.k, packs.longest_q, packs.longest_k, 0.0,
+                                                   o.causal != 0, false, s.scale, left, right);
+  at::Tensor out = std::get<0>(result), lse = std::get<1>(result).detach();
   if (s.packed) {
-    cu_q = o.cu_seqlens_q.to(q.device(), at::kInt);
-    cu_k = o.cu_seqlens_k.defined() ? o.cu_seqlens_k.to(q.device(), at::kInt) : cu_q;
+    return finish(x, o, cu_seqlens_q, out.unsqueeze(0), lse.slice(1, 0, s.tq).t().unsqueeze(0));
   }
-  const bool masked = !s.same_window() || (window > 0 && s.head_sinks[0] > 0);
-  const bool flash = !masked && q.scalar_type() != at::kFloat && s.dim == s.value_dim &&
-                     s.dim % 8 == 0 && s.dim <= 256;
-  if (flash) {
-    const auto packed = [&](const at::Tensor& t) {
-      return s.packed ? rows(t).squeeze(0) : rows(t);
-    };
-    std::optional<int64_t> left, right;
-    if (window > 0) {
-      left = window - 1;
-      right = o.causal ? 0 : window - 1;
-    }
-    const auto result =
-        at::_flash_attention_forward(packed(q), packed(k), packed(v), cu_q, cu_k, longest_q,
-                                     longest_k, 0.0, o.causal, false, s.scale, left, right);
-    at::Tensor out = std::get<0>(result), lse = std::get<1>(result).detach();
-    if (s.packed) return {out.unsqueeze(0), lse.slice(1, 0, s.tq).t().unsqueeze(0)};
-    return {out, lse.slice(2, 0, s.tq).transpose(1, 2)};
+  finish(x, o, cu_seqlens_q, out, lse.slice(2, 0, s.tq).transpose(1, 2));
+}
+
+void run_efficient(AttendTensors& x, const AttendSettings& o, const at::Tensor& cu_seqlens_q) {
+  if (x.q.numel() == 0 || x.k.numel() == 0) return naive::attend(x, o, cu_seqlens_q);
+  const AttendShape s(x, o, cu_seqlens_q);
+  if (!s.same_window() || s.head_window[0] > 0) {
+    const auto [out, lse] = attend_cuda_masked(x.q, x.k, x.v, o, s);
+    return finish(x, o, cu_seqlens_q, out, lse);
   }
-  const int64_t aligned = q.scalar_type() == at::kFloat ? 4 : 8;
-  if (s.dim % aligned != 0 || s.value_dim % aligned != 0) {
-    return naive("head dims must be multiples of 4 (float32) or 8");
-  }
-  if (masked || window > 0) {
-    if (s.packed) return naive("packs with sinks, windows per head or float32 windows");
-    return attend_cuda_masked(q, k, v, o, s);
-  }
+  const Packs packs(x, s, cu_seqlens_q);
   constexpr int64_t kNoMask = 0, kCausalFromBottomRight = 2;
   const auto result = at::_efficient_attention_forward(
-      rows(q), for_query_heads(k, s), for_query_heads(v, s), std::nullopt, cu_q, cu_k, longest_q,
-      longest_k, 0.0, o.causal ? kCausalFromBottomRight : kNoMask, true, s.scale);
+      rows(x.q), for_query_heads(x.k, s), for_query_heads(x.v, s), std::nullopt, packs.q, packs.k,
+      packs.longest_q, packs.longest_k, 0.0, o.causal ? kCausalFromBottomRight : kNoMask, true,
+      s.scale);
   const at::Tensor out = std::get<0>(result);
   at::Tensor lse = std::get<1>(result).detach();  // [B or N, H, queries rounded up]
-  if (!s.packed) return {out, lse.slice(2, 0, s.tq).transpose(1, 2)};
+  if (!s.packed) return finish(x, o, cu_seqlens_q, out, lse.slice(2, 0, s.tq).transpose(1, 2));
   std::vector<at::Tensor> parts;
   for (int64_t n = 0; n < s.sequences; ++n) {
     parts.push_back(lse.select(0, n).slice(1, 0, s.queries(n)).t());
   }
-  return {out, at::cat(parts).unsqueeze(0)};
+  finish(x, o, cu_seqlens_q, out, at::cat(parts).unsqueeze(0));
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> attend_cuda(const at::Tensor& q, const at::Tensor& k,
-                                               const at::Tensor& v, const AttendOptions& o) {
-  const auto [out, lse] = run_cuda(q, k, v, o);
-  const bool wants = at::GradMode::is_enabled() && out.requires_grad() && !lse.requires_grad();
-  if (!wants) return {out, lse};
-  return {out, LseFunction::apply(q, k, v, lse, o)};
-}
+const AttendRow kAttendFlash = {"pytorch-flash", 20, refuses_flash, run_flash};
+const AttendRow kAttendEfficient = {"pytorch-efficient", 10, refuses_efficient, run_efficient};
 
 }  // namespace heed::op

@@ -25,6 +25,8 @@ struct AttendCase {
   float soft_cap = 0;
   bool slopes = false, bias = false, hide = false;  // hide: some biases are -inf
   Weight weight = Weight::kSoftmax;
+  int64_t function = 0;  // of the weight generic
+  double power = 2;      // of its function relu
   int32_t q_dtype = HEED_FLOAT32, kv_dtype = HEED_FLOAT32;
   int64_t page = 0;   // keys a segment; 0: one segment
   bool ring = false;  // the segments in another order than their positions
@@ -44,10 +46,11 @@ inline std::ostream& operator<<(std::ostream& os, const AttendCase& c) {
             << " D " << c.head_dim << " Dv " << c.value_dim << " causal " << c.causal << " window "
             << c.window << " sinks " << c.sinks << " cap " << c.soft_cap << " slopes " << c.slopes
             << " bias " << c.bias << " hide " << c.hide << " weight " << static_cast<int>(c.weight)
-            << " q " << c.q_dtype << " kv " << c.kv_dtype << " page " << c.page << " ring "
-            << c.ring << " blocks " << c.q_block << "x" << c.k_block << " nan " << c.nan_padding
-            << " any " << c.any << " rank " << c.axes.size() << " q_bias " << c.q_bias
-            << " log_weight " << c.log_weight << " relative " << c.relative_bias;
+            << " function " << c.function << " q " << c.q_dtype << " kv " << c.kv_dtype << " page "
+            << c.page << " ring " << c.ring << " blocks " << c.q_block << "x" << c.k_block
+            << " nan " << c.nan_padding << " any " << c.any << " rank " << c.axes.size()
+            << " q_bias " << c.q_bias << " log_weight " << c.log_weight << " relative "
+            << c.relative_bias;
 }
 
 // Grids of one to three axes: sliding, strided, blocked, causal, windows as large as an axis.
@@ -104,6 +107,8 @@ class AttendData {
     table_.q_dtype = c.q_dtype;
     table_.kv_dtype = c.kv_dtype;
     table_.weight = c.weight;
+    if (c.weight == Weight::kGeneric) table_.generic = &kGeneric[c.function];
+    table_.power = c.power;
     table_.scale = static_cast<float>(scale);
     table_.soft_cap = c.soft_cap;
     table_.q_block = c.q_block;
@@ -234,6 +239,12 @@ class AttendData {
         job.grad_bias_stride = c_.group, job.grad_bias_head_stride = 1;
       }
       if (c_.slopes) job.grad_slopes = g.slopes.data();
+      job.grad_out_stride = jobs_[i].out_stride,
+      job.grad_out_head_stride = jobs_[i].out_head_stride;
+      job.grad_lse_stride = jobs_[i].lse_stride,
+      job.grad_lse_head_stride = jobs_[i].lse_head_stride;
+      job.grad_q_bias_stride = jobs_[i].q_bias_stride;
+      job.grad_q_bias_head_stride = jobs_[i].q_bias_head_stride;
       if (c_.grad_lse) job.grad_lse = grad_lse_.data() + i * c_.queries * c_.group;
       if (c_.q_bias) job.grad_q_bias = g.q_bias.data() + i * c_.queries * c_.group;
       if (c_.log_weight) job.grad_log_weight = g.log_weight.data() + i * most;

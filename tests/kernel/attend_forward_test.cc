@@ -242,6 +242,8 @@ TEST(AttendForward, RefusesWhatItCannotTake) {
   table.weight = static_cast<Weight>(kWeights);
   EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
   table = data.table();
+  table.weight = Weight::kGeneric;  // without its function
+  EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
   table.weight = Weight::kUrpe;  // without its table
   EXPECT_EQ(attend_forward(table, nullptr), HEED_INVALID_ARGUMENT);
   table = data.table();

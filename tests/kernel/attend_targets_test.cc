@@ -41,8 +41,17 @@ TEST(AttendTargets, EveryInstructionSetEqualsTheReference) {
           c.head_dim = 21, c.value_dim = 35, c.bias = c.q_bias = c.relative_bias = true;
           c.slopes = true, c.window = 40, c.grad_lse = true;
           c.soft_cap = queries == 2 ? 3.0f : 0.0f;
+          c.function = queries == 2 ? 1 : 0;
           check(c, name);
         }
+      }
+    }
+    for (int64_t function = 0; function < kGenericWeights; ++function) {
+      for (double power : {1.0, 2.0, 2.5}) {
+        AttendCase c;
+        c.weight = Weight::kGeneric, c.function = function, c.power = power;
+        c.queries = 40, c.keys = 140, c.group = 2, c.bias = c.hide = true;
+        check(c, name);
       }
     }
     AttendCase lists;

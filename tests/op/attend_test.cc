@@ -8,7 +8,6 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "io/error.h"
-#include "op/attend_backends.h"
 
 namespace heed::op {
 namespace attend_test {
@@ -24,6 +23,11 @@ double error(const Tensor& y, const Tensor& reference) {
   return a.sub(b).norm().item<double>() / (norm > 0 ? norm : 1);
 }
 
+// The options that are differentiable tensors.
+constexpr at::Tensor AttendOptions::*kExtras[] = {
+    &AttendOptions::key_bias, &AttendOptions::q_bias, &AttendOptions::alibi_slopes,
+    &AttendOptions::relative_bias, &AttendOptions::relative_scale};
+
 // Compares outputs and gradients (of out and, where it has one, lse) of the operator with those of
 // the naive form in float64.
 void compare(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOptions& options,
@@ -34,11 +38,11 @@ void compare(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOpti
   AttendOptions fast = options, naive = options;
   std::vector<Tensor> y;
   for (const Tensor& t : x) y.push_back(leaf(t.to(at::kDouble)));
-  for (const AttendExtra& extra : kAttendExtras) {
-    const Tensor& t = options.*extra.input;
+  for (at::Tensor AttendOptions::*extra : kExtras) {
+    const Tensor& t = options.*extra;
     if (!t.defined()) continue;
-    x.push_back(fast.*extra.input = leaf(t));
-    y.push_back(naive.*extra.input = leaf(t.to(at::kDouble)));
+    x.push_back(fast.*extra = leaf(t));
+    y.push_back(naive.*extra = leaf(t.to(at::kDouble)));
   }
   const auto [out, lse] = attend(x[0], x[1], x[2], fast);
   EXPECT_EQ(out.scalar_type(), dtype);
@@ -111,6 +115,14 @@ std::vector<Case> cases() {
   AttendOptions sigmoid = bias;
   sigmoid.weight = kernel::Weight::kSigmoid;
   all.push_back({"sigmoid", 2, 45, 45, 4, 2, 16, 16, sigmoid});
+  AttendOptions generic = bias;
+  generic.weight = kernel::Weight::kGeneric, generic.bias = 0.3;
+  all.push_back({"softplus", 2, 45, 45, 4, 2, 16, 16, generic});
+  generic.function = 1, generic.power = 2, generic.bias = std::nullopt;
+  all.push_back({"relu squared", 2, 45, 45, 4, 2, 16, 16, generic});
+  AttendOptions filled = bias;
+  filled.kv_lengths = at::tensor({31, 45}, at::kLong);
+  all.push_back({"a cache partly filled", 2, 20, 45, 4, 2, 16, 16, filled});
   AttendOptions heads = causal;
   heads.head_window = at::tensor({0, 8, 20}, at::kLong);
   heads.head_sinks = at::tensor({0, 2, 4}, at::kLong);
@@ -256,9 +268,11 @@ TEST(Attend, NamesWhatDoesNotFit) {
   EXPECT_NE(message(q, k, v, o).find("key_bias"), std::string::npos);
   o = {};
   o.cu_seqlens_q = at::tensor({0, 4}, at::kLong);
-  EXPECT_NE(message(q, k, v, o).find("cu_seqlens_q ends at 4"), std::string::npos);
+  EXPECT_NE(message(q, k, v, o)
+                .find("cu_seqlens_q must start at 0 and end at Tq = 5, it goes from 0 to 4"),
+            std::string::npos);
   o.cu_seqlens_q = at::tensor({0, 5, 3, 5}, at::kLong);
-  EXPECT_NE(message(q, k, v, o).find("falls"), std::string::npos);
+  EXPECT_NE(message(q, k, v, o).find("cu_seqlens_q decreases at entry 2"), std::string::npos);
   o = {};
   o.relative_scale = at::zeros({4, 3});
   EXPECT_NE(message(q, k, v, o).find("urpe"), std::string::npos);

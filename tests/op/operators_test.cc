@@ -2,11 +2,15 @@
 // keys that a user of PyTorch meets.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <map>
 
+#include "kernel/call/check.h"
 #include "op/attend.h"
+#include "op/dispatch.h"
 #include "op/library.h"
 #include "op/scan.h"
 
@@ -44,11 +48,173 @@ TEST(Operators, EveryFileRegistersItsOperator) {
   EXPECT_EQ(known, names);
 }
 
+// Every operator has a kernel of its own for each key, none that falls through to another; what is
+// called by its plain name is differentiable.
 TEST(Operators, HaveEveryDispatchKey) {
+  using c10::DispatchKey;
   for (const std::string& name : registered_operators()) {
     const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
-    for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {
+    std::vector<DispatchKey> keys = {DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::Meta};
+    const bool pass =
+        name.ends_with("_forward") || name.ends_with("_backward") || name.ends_with("_step");
+    if (!pass) keys.push_back(DispatchKey::Autograd);
+    for (const DispatchKey key : keys) {
       EXPECT_TRUE(op.hasKernelForDispatchKey(key)) << name << " " << c10::toString(key);
+    }
+  }
+  // All passes of every engine are there.
+  const auto names = registered_operators();
+  for (const Engine* engine : engines()) {
+    std::vector<std::string> suffixes = {"", "_forward", "_backward"};
+    if (engine->fields().traits.steps) suffixes.emplace_back("_step");
+    for (const std::string& suffix : suffixes) {
+      const std::string name = std::string("heed::") + engine->fields().engine + suffix;
+      EXPECT_TRUE(std::binary_search(names.begin(), names.end(), name)) << name;
+    }
+  }
+}
+
+// A call of an engine with small sizes: the tensors that it must have, and its states.
+struct Sample {
+  std::vector<std::string> names;
+  std::vector<at::Tensor> tensors;
+};
+
+int64_t size_of(std::string_view name) {
+  constexpr std::pair<std::string_view, int64_t> kSizes[] = {
+      {"B", 2},  {"N", 2}, {"T", 6}, {"Tq", 5}, {"Tk", 7}, {"Hq", 4},
+      {"Hk", 2}, {"H", 4}, {"J", 2}, {"C", 12}, {"G", 3},  {"L", 3}};
+  const kernel::SizeName asked(name);
+  for (const auto& [known, size] : kSizes) {
+    if (kernel::SizeName(known).key == asked.key) return size + asked.more;
+  }
+  return 3;  // of a head
+}
+
+Sample sample_of(const kernel::CallFields& fields) {
+  Sample sample;
+  for (const auto& field : fields.tensors) {
+    if (!kernel::is_input(field.role) || !field.required) continue;
+    std::vector<int64_t> sizes;
+    kernel::first_shape(field.shape).for_each([&](std::string_view name, int64_t literal) {
+      sizes.push_back(literal >= 0 ? literal : size_of(name));
+    });
+    sample.names.push_back(field.name);
+    sample.tensors.push_back(at::rand(sizes).neg());  // decays and rates are below 0
+  }
+  return sample;
+}
+
+// Runs an operator: the tensors by name, None and defaults else.
+std::vector<at::Tensor> run(const std::string& name,
+                            const std::map<std::string, at::Tensor>& given) {
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
+  std::vector<c10::IValue> stack;
+  for (const auto& argument : op.schema().arguments()) {
+    const auto at = given.find(argument.name());
+    if (at != given.end()) {
+      stack.emplace_back(at->second);
+    } else {
+      stack.push_back(argument.default_value().value_or(c10::IValue()));
+    }
+  }
+  op.callBoxed(stack);
+  std::vector<at::Tensor> outputs;
+  for (const auto& value : stack)
+    outputs.push_back(value.isNone() ? at::Tensor() : value.toTensor());
+  return outputs;
+}
+
+std::string describe(const std::vector<at::Tensor>& tensors) {
+  std::string text;
+  for (const at::Tensor& t : tensors) {
+    text += t.defined() ? fmt::format("[{}] {}; ", fmt::join(t.sizes(), ","),
+                                      c10::toString(t.scalar_type()))
+                        : "none; ";
+  }
+  return text;
+}
+
+// What the compiler of PyTorch is told of an operator is what a call gives: sizes and dtypes of the
+// results of forward and backward, in every dtype.
+TEST(Operators, ShapesWithoutNumbersAreThoseOfACall) {
+  at::manual_seed(2);
+  for (const Engine* engine : engines()) {
+    const std::string name = std::string("heed::") + engine->fields().engine;
+    for (const auto dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+      SCOPED_TRACE(name + " " + c10::toString(dtype));
+      const Sample sample = sample_of(engine->fields());
+      std::map<std::string, at::Tensor> real, meta;
+      for (size_t i = 0; i < sample.names.size(); ++i) {
+        const auto& field = engine->fields().tensors[engine->fields().find(sample.names[i])];
+        const bool wide = dtype == at::kDouble;
+        const at::Tensor t =
+            sample.tensors[i].to(kernel::is_token(field.role) || wide ? dtype : at::kFloat);
+        real[sample.names[i]] = t;
+        meta[sample.names[i]] = t.to(at::kMeta);
+      }
+      const auto plain = run(name, real), plain_meta = run(name, meta);
+      EXPECT_EQ(describe(plain), describe(plain_meta));
+      auto forward = run(name + "_forward", real);
+      forward.pop_back();  // what the backend keeps, which only the call knows
+      EXPECT_EQ(describe(forward), describe(plain));
+      size_t next = 0;
+      for (const auto& field : engine->fields().tensors) {
+        if (kernel::is_input(field.role)) continue;
+        const at::Tensor& out = plain[next++];
+        if (!out.defined()) continue;
+        const std::string grad = std::string("grad_") + field.name;
+        real[grad] = at::ones_like(out);
+        meta[grad] = real[grad].to(at::kMeta);
+        if (!engine->fields().traits.keeps_outputs) continue;
+        real[field.name] = out;
+        meta[field.name] = out.to(at::kMeta);
+      }
+      const auto grads = run(name + "_backward", real);
+      EXPECT_EQ(describe(grads), describe(run(name + "_backward", meta)));
+      for (size_t i = 0; i < grads.size(); ++i) {
+        EXPECT_TRUE(!grads[i].defined() || grads[i].isfinite().all().item<bool>()) << i;
+      }
+    }
+  }
+}
+
+// Through the dispatcher, gradients are those of the C++ functions' autograd: of every required
+// tensor, and of no integer.
+TEST(Operators, AreDifferentiable) {
+  at::manual_seed(3);
+  for (const Engine* engine : engines()) {
+    const std::string name = std::string("heed::") + engine->fields().engine;
+    SCOPED_TRACE(name);
+    const Sample sample = sample_of(engine->fields());
+    std::map<std::string, at::Tensor> given;
+    for (size_t i = 0; i < sample.names.size(); ++i) {
+      given[sample.names[i]] = sample.tensors[i].clone().requires_grad_();
+    }
+    const at::Tensor out = run(name, given)[0];
+    ASSERT_TRUE(out.requires_grad());
+    const at::Tensor weight = at::rand_like(out);
+    out.mul(weight).sum().backward();
+    std::map<std::string, at::Tensor> plain = given;
+    for (auto& [key, t] : plain) t = t.detach();
+    const auto outputs = run(name, plain);
+    plain["grad_out"] = weight;
+    size_t next = 0;
+    for (const auto& field : engine->fields().tensors) {
+      if (kernel::is_input(field.role)) continue;
+      if (engine->fields().traits.keeps_outputs) plain[field.name] = outputs[next];
+      ++next;
+    }
+    const auto grads = run(name + "_backward", plain);
+    next = 0;
+    for (const auto& field : engine->fields().tensors) {
+      if (!kernel::takes_gradient(field.role)) continue;
+      const at::Tensor& grad = grads[next++];
+      const auto at = given.find(field.name);
+      if (at == given.end()) continue;
+      ASSERT_TRUE(at->second.grad().defined()) << field.name;
+      EXPECT_TRUE(at->second.grad().equal(grad)) << field.name;
+      EXPECT_GT(grad.abs().max().item<double>(), 0) << field.name;
     }
   }
 }

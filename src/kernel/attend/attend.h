@@ -6,6 +6,7 @@
 //   out_i = sum_j exp(x_ij) v_j / sum_j exp(x_ij),   lse_i = ln sum_j exp(x_ij)      (softmax)
 //   out_i = sum_j sigmoid(x_ij + b) v_j                                               (sigmoid)
 //   out_i = sum_j C[p_j - p_i] exp(x_ij) v_j / sum_j exp(x_ij),   lse as softmax      (urpe)
+//   out_i = sum_j f(x_ij + b) v_j                              (generic: f is one of generic.h)
 // clang-format on
 //
 // over the keys j that query i may see. A job is one sequence and one KV head: its queries (G query
@@ -21,6 +22,7 @@
 #include <cstdint>
 
 #include "heed/view.h"
+#include "kernel/attend/generic.h"
 
 namespace heed::kernel {
 
@@ -135,7 +137,9 @@ struct AttendTable {
   Weight weight = Weight::kSoftmax;
   float scale = 1;
   float soft_cap = 0;
-  int32_t q_block = 0, k_block = 0;  // of the block-sparse lists
+  int32_t q_block = 0, k_block = 0;        // of the block-sparse lists
+  const GenericWeight* generic = nullptr;  // f above; the weight generic alone, there needed
+  double power = 1;                        // of f
 };
 
 // Forward for any number of queries. Few queries (decoding) split the keys of each job over all
@@ -151,16 +155,19 @@ void attend_release();
 // may share grad_slopes and the tables by distance, nothing else: they are added to in the order of
 // the jobs.
 struct AttendGradJob {
-  const void* grad_out = nullptr;   // dtype of q, same strides as out
-  const float* grad_lse = nullptr;  // same strides as lse; NULL: zero
-  float* grad_q = nullptr;          // by grad_q_stride, grad_q_head_stride
+  const void* grad_out = nullptr;  // dtype of q, by grad_out_stride, grad_out_head_stride
+  int64_t grad_out_stride = 0, grad_out_head_stride = 0;
+  const float* grad_lse = nullptr;  // NULL: zero
+  int64_t grad_lse_stride = 0, grad_lse_head_stride = 0;
+  float* grad_q = nullptr;  // by grad_q_stride, grad_q_head_stride
   int64_t grad_q_stride = 0, grad_q_head_stride = 0;
   float* grad_k = nullptr;  // row n of ALL segments laid one after another
   float* grad_v = nullptr;
   int64_t grad_k_stride = 0, grad_v_stride = 0;
   float* grad_bias = nullptr;  // [keys, G] by the two strides; NULL if not wanted
   int64_t grad_bias_stride = 0, grad_bias_head_stride = 0;
-  float* grad_q_bias = nullptr;         // strides of q_bias
+  float* grad_q_bias = nullptr;
+  int64_t grad_q_bias_stride = 0, grad_q_bias_head_stride = 0;
   float* grad_slopes = nullptr;         // [G]
   float* grad_log_weight = nullptr;     // [segments]
   float* grad_relative_bias = nullptr;  // [G] rows relative_stride apart

@@ -66,13 +66,14 @@ struct Backward {
     for (int r = 0; r < rows; ++r) {
       const int64_t q = query(r) * job.q_stride + head(r) * job.q_head_stride;
       const int64_t o = query(r) * job.out_stride + head(r) * job.out_head_stride;
+      const int64_t go = query(r) * grad.grad_out_stride + head(r) * grad.grad_out_head_stride;
       float* grad_row = scratch.grad_rows + r * value_pad;
       load_row(job.q, table.q_dtype, q, table.head_dim, query_factor(table),
                interleaved_row(scratch.q_columns, r, key_pad), kGroup);
       load_row(job.q, table.q_dtype, q, table.head_dim, 1, scratch.q_rows + r * key_pad, 1);
-      load_row(grad.grad_out, table.q_dtype, o, table.value_dim, 1,
+      load_row(grad.grad_out, table.q_dtype, go, table.value_dim, 1,
                interleaved_row(scratch.grad_columns, r, value_pad), kGroup);
-      load_row(grad.grad_out, table.q_dtype, o, table.value_dim, 1, grad_row, 1);
+      load_row(grad.grad_out, table.q_dtype, go, table.value_dim, 1, grad_row, 1);
       scratch.lse[r] = scratch.delta[r] = scratch.row_sum[r] = 0;
       if (!softmax) continue;
       load_row(job.out, table.q_dtype, o, table.value_dim, 1, scratch.out, 1);
@@ -82,7 +83,10 @@ struct Backward {
       }
       const int64_t at = query(r) * job.lse_stride + head(r) * job.lse_head_stride;
       const float lse = job.lse[at];
-      if (grad.grad_lse && lse != kHidden) delta -= static_cast<double>(grad.grad_lse[at]);
+      if (grad.grad_lse && lse != kHidden) {
+        delta -= static_cast<double>(
+            grad.grad_lse[query(r) * grad.grad_lse_stride + head(r) * grad.grad_lse_head_stride]);
+      }
       scratch.delta[r] = static_cast<float>(delta);
       scratch.lse[r] = lse == kHidden ? 0.0f : lse * kLog2E;
     }
@@ -239,8 +243,8 @@ struct Backward {
   void finish() {
     for (int r = 0; r < rows; ++r) {
       if (grad.grad_q_bias) {
-        grad.grad_q_bias[query(r) * job.q_bias_stride + head(r) * job.q_bias_head_stride] +=
-            scratch.row_sum[r];
+        grad.grad_q_bias[query(r) * grad.grad_q_bias_stride +
+                         head(r) * grad.grad_q_bias_head_stride] += scratch.row_sum[r];
       }
       if (!grad.grad_q) continue;
       const float* from = scratch.grad_q + r * key_pad;

@@ -17,6 +17,7 @@ namespace heed::kernel::attend {
 namespace HWY_NAMESPACE {
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
+inline constexpr float kLn2 = 0.69314718055994530942f;
 inline constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 // Rows of the micro-kernels' group: heads of the KV group and positions counted from the unit's

@@ -136,6 +136,11 @@ KeyWeight weight_of(const Row& r, const Segment& segment, int64_t j, double x, d
       const double p = sigmoid(x + r.job.sigmoid_bias);
       return {p, p * (1 - p), 1};
     }
+    case Weight::kGeneric: {
+      double slope = 0;
+      const double p = r.table.generic->one(x + r.job.sigmoid_bias, r.table.power, &slope);
+      return {p, slope, 1};
+    }
     case Weight::kUrpe: {
       const double p = std::exp(x - lse);
       return {p, p, r.job.relative_scale[distance_entry(r, segment, j)]};
@@ -205,7 +210,7 @@ void add_key(const Row& r, const AttendGradJob& grad, const Segment& segment, in
     add(&grad.grad_bias[row * grad.grad_bias_stride + r.g * grad.grad_bias_head_stride], dx);
   }
   if (grad.grad_q_bias) {
-    add(&grad.grad_q_bias[r.n * r.job.q_bias_stride + r.g * r.job.q_bias_head_stride], dx);
+    add(&grad.grad_q_bias[r.n * grad.grad_q_bias_stride + r.g * grad.grad_q_bias_head_stride], dx);
   }
   if (grad.grad_log_weight) add(&grad.grad_log_weight[&segment - r.job.segments], dx);
   if (grad.grad_relative_bias) add(&grad.grad_relative_bias[distance_entry(r, segment, j)], dx);
@@ -233,11 +238,11 @@ heed_status attend_backward_reference(const AttendTable& table, const AttendGrad
     double delta = 0;
     for (int d = 0; d < table.value_dim; ++d) {
       grad_out[d] = load_element(grad.grad_out, table.q_dtype,
-                                 r.n * r.job.out_stride + r.g * r.job.out_head_stride + d);
+                                 r.n * grad.grad_out_stride + r.g * grad.grad_out_head_stride + d);
       delta += grad_out[d] * out[d];
     }
     if (grad.grad_lse) {
-      delta -= grad.grad_lse[r.n * r.job.lse_stride + r.g * r.job.lse_head_stride];
+      delta -= grad.grad_lse[r.n * grad.grad_lse_stride + r.g * grad.grad_lse_head_stride];
     }
     if (!normalised(table.weight)) delta = 0;
     for_each_visible(r, [&](const Segment& segment, int64_t j, int64_t row, Logit l) {

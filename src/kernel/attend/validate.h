@@ -49,7 +49,8 @@ inline heed_status validate(const AttendTable& table) {
       (table.job_count > 0 && !table.jobs) || table.group < 1 || table.head_dim < 1 ||
       table.value_dim < 1 || !token_dtype(table.q_dtype) || !token_dtype(table.kv_dtype) ||
       table.soft_cap < 0 || static_cast<int32_t>(table.weight) < 0 ||
-      static_cast<int32_t>(table.weight) >= kWeights) {
+      static_cast<int32_t>(table.weight) >= kWeights ||
+      (table.weight == Weight::kGeneric) != (table.generic != nullptr)) {
     return HEED_INVALID_ARGUMENT;
   }
   for (int64_t i = 0; i < table.job_count; ++i) {

@@ -132,6 +132,29 @@ struct Urpe {
   }
 };
 
+// Any function of the logit, by pointer: f(x + b), dx = f'(x + b) dP.
+struct Generic {
+  static HWY_NOINLINE void weigh(const Hooks& hooks, const RowGroup& group, int from, int to,
+                                 float* s, SoftmaxPart<float>*, float* factor) {
+    const float b = hooks.job.sigmoid_bias;
+    for (int r = 0; r < group.rows; ++r) {
+      factor[r] = 1;
+      float* row = s + r * kTile;
+      for (int j = from; j < to; ++j) row[j] = row[j] * kLn2 + b;
+      hooks.table.generic->tile(row + from, to - from, hooks.table.power, row + from, nullptr);
+    }
+  }
+
+  static HWY_INLINE Weighed gradient(const RowGradient& row, int, Vec x, Vec dp) {
+    const Tag d;
+    HWY_ALIGN float logits[kLanes], p[kLanes], slope[kLanes];
+    hn::Store(hn::MulAdd(x, hn::Set(d, kLn2), hn::Set(d, row.hooks.job.sigmoid_bias)), d, logits);
+    row.hooks.table.generic->tile(logits, kLanes, row.hooks.table.power, p, slope);
+    const Vec hidden = hn::Load(d, slope);
+    return {hn::Load(d, p), hn::IfThenZeroElse(hn::Eq(hidden, hn::Zero(d)), hn::Mul(hidden, dp))};
+  }
+};
+
 // Calls f with the struct of a weight.
 template <class F>
 HWY_INLINE void with_variant(Weight weight, F&& f) {
