@@ -138,11 +138,13 @@ bool are_plain(std::span<const Tensor> tensors) {
 
 bool Engine::record(std::span<Tensor> tensors, const void* options,
                     const Tensor& cu_seqlens) const {
-  const bool possible = std::any_of(forms_.begin(), forms_.end(),
-                                    [](const Form& form) { return form.run != nullptr; });
-  if (!possible || !are_plain(tensors)) return false;
   const at::Device device = device_of(fields_, tensors);
-  if (device.is_cpu()) return false;
+  const int32_t kind = device.is_cuda() ? HEED_CUDA : HEED_CPU;
+  bool possible = false;
+  for (size_t i = 0; i < forms_.size(); ++i) {
+    possible |= forms_[i].run != nullptr && backends_[i]->device == kind;
+  }
+  if (!possible || !are_plain(tensors)) return false;
   const bool wide = is_wide(fields_, tensors);
   std::vector<Tensor> x(tensors.begin(), tensors.end());
   KernelCall call = bind_call(fields_, x, options, cu_seqlens, wide);

@@ -239,6 +239,53 @@ TEST(EwscanOp, BackendsByPriorityAndReason) {
   EXPECT_TRUE(pair[4].defined());
 }
 
+int recorded = 0;
+void counted(EwscanTensors& x, const kernel::NoOptions& options) {
+  ++recorded;
+  naive::ewscan(x, options);
+}
+const char* no_backward(const void*, int32_t pass) {
+  return pass == HEED_BACKWARD ? "it has no backward pass" : nullptr;
+}
+
+// A row made of PyTorch's operators runs before those of lower priority, and autograd records it:
+// no backward pass of the table is asked for.
+TEST(Engines, RowOfTensorOperators) {
+  const Engine::TensorBackend row = {
+      {sizeof(heed_backend), "ewscan", "tensors", HEED_CPU, 200, no_backward,
+       [](const void*, int32_t, int32_t) -> int64_t { return 0; }, nullptr, nullptr},
+      naive_of<kernel::EwscanCall, counted>};
+  Engine engine(kernel::kEwscan, naive_of<kernel::EwscanCall, naive::ewscan>,
+                kernel::ewscan_backends(), {&row, 1});
+  EXPECT_STREQ(engine.backends()[0]->name, "tensors");
+  const Tensor decay = at::rand({2, 9, 5}).neg(), x = at::randn({2, 9, 5});
+  const auto run = [&](const Engine& by, Tensor a, Tensor b) {
+    EwscanTensors t;
+    t.log_decay = std::move(a), t.x = std::move(b);
+    by.forward(tensor_list(t), nullptr, {});
+    return t;
+  };
+  const Tensor plain = run(engine, decay, x).out;
+  EXPECT_EQ(recorded, 1);
+  EXPECT_LE(error(plain, run(ewscan_engine(), decay, x).out), 2e-6);
+  const Tensor a = decay.clone().requires_grad_(), b = x.clone().requires_grad_();
+  run(engine, a, b).out.square().sum().backward();
+  EXPECT_EQ(recorded, 2);  // once more: the backward pass runs nothing again
+  const Tensor c = decay.clone().requires_grad_(), d = x.clone().requires_grad_();
+  run(ewscan_engine(), c, d).out.square().sum().backward();
+  EXPECT_LE(error(a.grad(), c.grad()), 1e-5);
+  EXPECT_LE(error(b.grad(), d.grad()), 1e-5);
+  // A pack is taken apart for it.
+  const Tensor offsets = at::tensor({0, 4, 4, 9}, at::kLong);
+  EwscanTensors pack, whole;
+  pack.log_decay = whole.log_decay = decay.slice(0, 0, 1);
+  pack.x = whole.x = x.slice(0, 0, 1);
+  engine.forward(tensor_list(pack), nullptr, offsets);
+  ewscan_engine().forward(tensor_list(whole), nullptr, offsets);
+  EXPECT_LE(error(pack.out, whole.out), 2e-6);
+  EXPECT_LE(error(pack.final_state, whole.final_state), 2e-6);
+}
+
 TEST(EwscanOp, SaysWhatDoesNotFit) {
   const Case c = cases(2, 6, 2)[2];
   const auto message = [&](const std::function<void(SelectiveTensors&)>& change) {

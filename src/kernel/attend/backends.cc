@@ -56,8 +56,8 @@ void add_group(const heed_view& apart, const heed_view& to) {
   }
 }
 
-heed_status backward(AttendCall& c, void* workspace, AttendJobs& jobs,
-                     const heed_parallel* parallel, heed_message* message) {
+heed_status backward(AttendCall c, void* workspace, AttendJobs& jobs, const heed_parallel* parallel,
+                     heed_message* message) {
   const bool needs = normalised(static_cast<Weight>(c.options.weight));
   if (needs && (!given(c.in.out) || !given(c.in.lse))) {
     return call_fail(kAttend, HEED_INVALID_ARGUMENT, message,
@@ -90,7 +90,7 @@ heed_status run(const void* call, int32_t pass, void* workspace, void* /*stream*
   thread_local AttendJobs jobs;  // keeps its memory from step to step
   heed_status status = HEED_OK;
   try {
-    AttendCall c = *static_cast<const AttendCall*>(call);
+    const auto& c = *static_cast<const AttendCall*>(call);
     if (pass == HEED_BACKWARD) {
       status = backward(c, workspace, jobs, parallel, message);
     } else if (!given(c.in.out)) {
