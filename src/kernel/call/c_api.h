@@ -19,27 +19,6 @@ using CallCheck = heed_status (*)(const void* call, int32_t pass, heed_message* 
 heed_status run_call(const CallFields& fields, std::span<const heed_backend> backends, void* call,
                      const heed_run* run, Asks asks, int64_t* bytes, CallCheck check = nullptr);
 
-template <class C, class CTensors>
-heed_status run_from_c(const CallFields& fields, std::span<const heed_backend> backends,
-                       const CTensors* tensors, const CTensors* grads,
-                       const typename C::Options& options, const heed_run* run,
-                       Asks asks = Asks::kRun, int64_t* bytes = nullptr) {
-  static_assert(sizeof(CTensors) == sizeof(typename C::template Tensors<heed_view>));
-  C call;
-  call.options = options;
-  if (tensors != nullptr) std::memcpy(static_cast<void*>(&call.in), tensors, sizeof(CTensors));
-  if (grads != nullptr) std::memcpy(static_cast<void*>(&call.grad), grads, sizeof(CTensors));
-  return run_call(fields, backends, &call, run, asks, bytes);
-}
-template <class C, class CTensors>
-int64_t bytes_from_c(const CallFields& fields, std::span<const heed_backend> backends,
-                     const CTensors* tensors, const CTensors* grads,
-                     const typename C::Options& options, const heed_run* run, Asks asks) {
-  int64_t bytes = -1;
-  run_from_c<C>(fields, backends, tensors, grads, options, run, asks, &bytes);
-  return bytes;
-}
-
 // An engine as C sees it: its structs have the members of the lists, in their order. What the
 // functions of a header in include/heed/ are made of, one line each.
 template <class C>

@@ -6,28 +6,20 @@
 
 using namespace heed::kernel;  // NOLINT(google-build-using-namespace): C functions over one engine
 
-namespace {
-
-ScanOptions options_of(const heed_scan_options* options) {
-  if (options == nullptr) return {};
-  return {options->scale, options->read_before, options->chunk};
-}
-
-}  // namespace
+static constexpr CEntry<ScanCall> kEntry(kScan, scan_backends, nullptr);
 
 extern "C" {
 
-void heed_scan_options_init(heed_scan_options* options) { *options = {1, 0, 64}; }
+void heed_scan_options_init(heed_scan_options* options) { kEntry.defaults(options); }
 
 heed_status heed_scan(const heed_scan_tensors* tensors, const heed_scan_tensors* grads,
                       const heed_scan_options* options, const heed_run* run) {
-  return run_from_c<ScanCall>(kScan, scan_backends(), tensors, grads, options_of(options), run);
+  return kEntry.run(tensors, grads, options, run);
 }
 
 int64_t heed_scan_workspace(const heed_scan_tensors* tensors, const heed_scan_tensors* grads,
                             const heed_scan_options* options, const heed_run* run) {
-  return bytes_from_c<ScanCall>(kScan, scan_backends(), tensors, grads, options_of(options), run,
-                                Asks::kWorkspace);
+  return kEntry.workspace(tensors, grads, options, run);
 }
 
 }  // extern "C"
