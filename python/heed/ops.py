@@ -39,11 +39,15 @@ def attend(
     cu_seqlens_k: Optional[Tensor] = None,
     head_window: Optional[Tensor] = None,
     head_sinks: Optional[Tensor] = None,
+    kv_lengths: Optional[Tensor] = None,
+    function: str = "softplus",
+    power: float = 1.0,
 ) -> Tuple[Tensor, Tensor]:
     """Attention of q [B,Tq,Hq,D] over k [B,Tk,Hk,D], v [B,Tk,Hk,Dv]: out [B,Tq,Hq,Dv] and lse [B,Tq,Hq].
 
-    The last query stands at the last key. `weight` is "softmax", "sigmoid" (also `sigmoid=True`) or
-    "urpe", which takes relative_scale [Hq,2P-1]. Both results are differentiable.
+    The last query stands at the last key; kv_lengths [B] says how many keys of a sequence count. `weight` is
+    "softmax", "sigmoid" (also `sigmoid=True`), "urpe", which takes relative_scale [Hq,2P-1], or "generic", whose
+    `function` is "softplus" or "relu" (to a power). Both results are differentiable.
     """
     if weight is None:
         weight = "sigmoid" if sigmoid else "softmax"
@@ -51,7 +55,8 @@ def attend(
         q, k, v, key_bias=key_bias, q_bias=q_bias, relative_bias=relative_bias,
         relative_scale=relative_scale, alibi_slopes=alibi_slopes, cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k, head_window=head_window, head_sinks=head_sinks, causal=causal,
-        scale=scale, window=window, sinks=sinks, soft_cap=soft_cap, weight=weight, bias=bias)
+        scale=scale, window=window, sinks=sinks, soft_cap=soft_cap, weight=weight, bias=bias,
+        kv_lengths=kv_lengths, function=function, power=power)
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tuple[Tensor, Tensor]:
