@@ -32,17 +32,13 @@ void run_row(AttendTensors& x, const AttendSettings& o, const Tensor& cu_seqlens
   kRow->run(x, o, cu_seqlens_q);
 }
 
-int64_t no_workspace(const void*, int32_t, int32_t) { return 0; }
-
-heed_backend row_of(const AttendRow& row) {
-  return {sizeof(heed_backend), "attend",     row.name, HEED_CUDA, row.priority,
-          row.refuses,          no_workspace, nullptr,  nullptr};
-}
-
-const Engine& engine() {
+const Engine& attend_engine() {
+  const auto row = [](const AttendRow& row, EngineForm form) {
+    return Engine::TensorBackend::on_cuda("attend", row.name, row.priority, row.refuses, form);
+  };
   static const Engine::TensorBackend on_cuda[] = {
-      {row_of(kAttendFlash), form_of<run_row<&kAttendFlash>>()},
-      {row_of(kAttendEfficient), form_of<run_row<&kAttendEfficient>>()}};
+      row(kAttendFlash, form_of<run_row<&kAttendFlash>>()),
+      row(kAttendEfficient, form_of<run_row<&kAttendEfficient>>())};
   static const Engine engine(kernel::kAttend, form_of<naive::attend>(), kernel::attend_backends(),
                              on_cuda);
   return engine;
@@ -99,17 +95,17 @@ struct Call {
 
 }  // namespace
 
-void register_attend(torch::Library& library) { engine().define(library); }
+void register_attend(torch::Library& library) { attend_engine().define(library); }
 
 Pair attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOptions& options) {
   Call call(q, k, v, options);
-  engine().forward(tensor_list(call.x), &call.o, options.cu_seqlens_q);
+  attend_engine().forward(tensor_list(call.x), &call.o, options.cu_seqlens_q);
   return {std::move(call.x.out), std::move(call.x.lse)};
 }
 
 Pair attend_naive(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOptions& options) {
   Call call(q, k, v, options);
-  engine().run_naive(tensor_list(call.x), &call.o, options.cu_seqlens_q);
+  attend_engine().run_naive(tensor_list(call.x), &call.o, options.cu_seqlens_q);
   return {call.x.out, call.x.lse};
 }
 
@@ -128,7 +124,7 @@ std::vector<Tensor> attend_lse_backward(const AttendTensors& x, const AttendSett
   AttendTensors call = x, grads;
   grads.lse = grad_lse;
   const EngineForm form = form_of<naive::attend>();
-  engine().form_backward(form, tensor_list(call), tensor_list(grads), &o, cu_seqlens_q);
+  attend_engine().form_backward(form, tensor_list(call), tensor_list(grads), &o, cu_seqlens_q);
   return {grads.q, grads.k, grads.v};
 }
 

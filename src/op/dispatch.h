@@ -45,6 +45,14 @@ class Engine {
   struct TensorBackend {
     heed_backend row;
     Form form;
+
+    static TensorBackend on_cuda(const char* engine, const char* name, int32_t priority,
+                                 const char* (*refuses)(const void*, int32_t), Form form) {
+      const auto no_workspace = [](const void*, int32_t, int32_t) -> int64_t { return 0; };
+      return {{sizeof(heed_backend), engine, name, HEED_CUDA, priority, refuses, no_workspace,
+               nullptr, nullptr},
+              form};
+    }
   };
 
   Engine(const kernel::CallFields& fields, Form naive, std::span<const heed_backend> backends,

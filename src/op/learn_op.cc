@@ -7,7 +7,7 @@
 namespace heed::op {
 namespace {
 
-Engine& engine() {
+Engine& learn_engine() {
   static Engine instance(kernel::kLearn, naive_of<kernel::LearnCall, learn_recurrence>,
                          {&kernel::kLearnBackend, 1});
   return instance;
@@ -15,18 +15,18 @@ Engine& engine() {
 
 }  // namespace
 
-void register_learn(torch::Library& library) { engine().define(library); }
+void register_learn(torch::Library& library) { learn_engine().define(library); }
 
 void learn(LearnTensors& x, const LearnOptions& options, const at::Tensor& cu_seqlens) {
-  engine().forward(tensor_list(x), &options, cu_seqlens);
+  learn_engine().forward(tensor_list(x), &options, cu_seqlens);
 }
 
 void learn_naive(LearnTensors& x, const LearnOptions& options, const at::Tensor& cu_seqlens) {
-  engine().run_naive(tensor_list(x), &options, cu_seqlens);
+  learn_engine().run_naive(tensor_list(x), &options, cu_seqlens);
 }
 
 void learn_step(LearnTensors& x, const LearnOptions& options) {
-  engine().step(tensor_list(x), &options);
+  learn_engine().step(tensor_list(x), &options);
 }
 
 }  // namespace heed::op

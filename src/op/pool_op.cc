@@ -7,20 +7,20 @@
 namespace heed::op {
 namespace {
 
-void naive(PoolTensors& x, const PoolOptions& options) { x.out = pool_naive(x, options); }
+void pool_form(PoolTensors& x, const PoolOptions& options) { x.out = pool_naive(x, options); }
 
-Engine& engine() {
-  static Engine instance(kernel::kPool, naive_of<kernel::PoolCall, naive>,
+Engine& pool_engine() {
+  static Engine instance(kernel::kPool, naive_of<kernel::PoolCall, pool_form>,
                          {&kernel::kPoolBackend, 1});
   return instance;
 }
 
 }  // namespace
 
-void register_pool(torch::Library& library) { engine().define(library); }
+void register_pool(torch::Library& library) { pool_engine().define(library); }
 
 at::Tensor pool(PoolTensors x, const PoolOptions& options, const at::Tensor& cu_seqlens) {
-  engine().forward(tensor_list(x), &options, cu_seqlens);
+  pool_engine().forward(tensor_list(x), &options, cu_seqlens);
   return x.out;
 }
 

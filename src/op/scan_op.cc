@@ -22,13 +22,9 @@ constexpr auto kNaive = naive_of<kernel::ScanCall, naive::scan>;
 constexpr auto kChunked = naive_of<kernel::ScanCall, naive::scan_chunked>;
 constexpr auto kByChunks = naive_of<kernel::ScanCall, by_chunks>;
 
-int64_t no_workspace(const void*, int32_t, int32_t) { return 0; }
-
-const Engine& engine() {
+const Engine& scan_engine() {
   static const Engine::TensorBackend on_cuda[] = {
-      {{sizeof(heed_backend), "scan", "pytorch-chunks", HEED_CUDA, 0, nullptr, no_workspace,
-        nullptr, nullptr},
-       kByChunks}};
+      Engine::TensorBackend::on_cuda("scan", "pytorch-chunks", 0, nullptr, kByChunks)};
   static const Engine engine(kernel::kScan, kByChunks, kernel::scan_backends(), on_cuda);
   return engine;
 }
@@ -46,18 +42,18 @@ ScanTensors tensors_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
 Pair run_form(Engine::Form form, const Tensor& q, const Tensor& k, const Tensor& v,
               const ScanInputs& in, const ScanOptions& options) {
   ScanTensors x = tensors_of(q, k, v, in);
-  engine().run_form(form, tensor_list(x), &options, in.cu_seqlens);
+  scan_engine().run_form(form, tensor_list(x), &options, in.cu_seqlens);
   return {x.out, x.final_state};
 }
 
 }  // namespace
 
-void register_scan(torch::Library& library) { engine().define(library); }
+void register_scan(torch::Library& library) { scan_engine().define(library); }
 
 Pair scan(const Tensor& q, const Tensor& k, const Tensor& v, const ScanInputs& in,
           const ScanOptions& options) {
   ScanTensors x = tensors_of(q, k, v, in);
-  engine().forward(tensor_list(x), &options, in.cu_seqlens);
+  scan_engine().forward(tensor_list(x), &options, in.cu_seqlens);
   return {std::move(x.out), std::move(x.final_state)};
 }
 
@@ -75,7 +71,7 @@ Tensor scan_step(const Tensor& q, const Tensor& k, const Tensor& v, const ScanIn
                  const ScanOptions& options, Tensor& state) {
   ScanTensors x = tensors_of(q, k, v, in);
   x.initial_state = state;
-  engine().step(tensor_list(x), &options);
+  scan_engine().step(tensor_list(x), &options);
   return std::move(x.out);
 }
 
