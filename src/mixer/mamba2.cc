@@ -81,7 +81,7 @@ class Mamba2Layer : public RecurrentLayer {
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
     const int64_t gn = groups_ * size_;
     const auto parts = linear(x, in_).split_with_sizes({inner_, inner_ + 2 * gn, heads_}, -1);
-    const at::Tensor xbc = at::silu(pass.short_conv(conv_, parts[1], taps_, conv_bias_));
+    const at::Tensor xbc = pass.short_conv(conv_, parts[1], taps_, conv_bias_);
     const auto tokens = xbc.split_with_sizes({inner_, gn, gn}, -1);
     const at::Tensor xs = tokens[0].reshape({x.size(0), x.size(1), heads_, head_}).to(at::kFloat);
     const auto grouped = [&](const at::Tensor& u) {

@@ -69,11 +69,8 @@ class Rwkv6Layer : public RecurrentLayer {
     in.bonus = bonus_.to(at::kFloat);
     op::ScanOptions options;
     options.read_before = true;
-    const at::Tensor f = pass.scan(state_, r, k, v, in, options).to(at::kFloat);
-    const at::Tensor centred = f.sub(f.mean(-1, true));
-    const at::Tensor unit = centred.mul(at::rsqrt(centred.square().mean(-1, true).add(64e-5)));
-    const at::Tensor normed =
-        unit.flatten(2).mul(norm_.to(at::kFloat)).add(norm_bias_.to(at::kFloat));
+    const at::Tensor o = pass.scan(state_, r, k, v, in, options);
+    const at::Tensor normed = group_norm(o, norm_, norm_bias_, 64e-5);
     return linear(normed.to(x.scalar_type()).mul(g), out_);
   }
 

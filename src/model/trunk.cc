@@ -8,6 +8,7 @@
 
 #include "cache/plan/kinds.h"
 #include "io/error.h"
+#include "mixer/common/channel.h"
 #include "mixer/common/mlp_layer.h"
 #include "mixer/registry.h"
 
@@ -21,13 +22,22 @@ at::Tensor tapped(mixer::Taps* taps, int64_t layer, const char* name, const at::
 
 namespace {
 
+bool begins_with_one_of(const std::string& name, std::initializer_list<const char*> prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](const char* prefix) { return name.rfind(prefix, 0) == 0; });
+}
+
 // A parameter of a layer's mixer: kept projections keep their names, new ones are the mixer's.
 std::string mixer_name(int64_t layer, const std::string& name) {
-  static const char* kept[] = {"q_proj.", "k_proj.", "v_proj.", "o_proj.", "q_norm.", "k_norm."};
-  for (const char* prefix : kept) {
-    if (name.rfind(prefix, 0) == 0) return fmt::format("model.layers.{}.self_attn.{}", layer, name);
-  }
-  return fmt::format("model.layers.{}.mixer.{}", layer, name);
+  const bool kept =
+      begins_with_one_of(name, {"q_proj.", "k_proj.", "v_proj.", "o_proj.", "q_norm.", "k_norm."});
+  return fmt::format("model.layers.{}.{}.{}", layer, kept ? "self_attn" : "mixer", name);
+}
+
+// The same of its channel layer: an MLP's, or those of what a mixer brings along.
+std::string channel_name(int64_t layer, const std::string& name) {
+  const bool mlp = begins_with_one_of(name, {"gate_proj.", "up_proj.", "down_proj."});
+  return fmt::format("model.layers.{}.{}.{}", layer, mlp ? "mlp" : "mixer.channel", name);
 }
 
 void check_weights(const HeadProgram& program, const Params& params, int64_t layer) {
@@ -84,7 +94,8 @@ Trunk::Trunk(const ModelConfig& c, const at::TensorOptions& tensors, int64_t con
     layer.layer = l;
     layer.window = c.windows[l];
     layer.options = other == c.mixers.end() ? Json::object() : other->second.options;
-    b.mixer = mixer::make_layer(other == c.mixers.end() ? "softmax" : other->second.id, layer);
+    const std::string id = other == c.mixers.end() ? "softmax" : other->second.id;
+    b.mixer = mixer::make_layer(id, layer);
     const mixer::HeadsView* heads = b.mixer->heads();
     if (heads && (heads->heads != c.heads || heads->kv_heads != c.kv_heads)) {
       throw UsageError(
@@ -94,7 +105,9 @@ Trunk::Trunk(const ModelConfig& c, const at::TensorOptions& tensors, int64_t con
           l, heads->heads, heads->kv_heads, c.heads, c.kv_heads);
     }
     for (auto& [name, tensor] : b.mixer->parameters()) tensor = tensor.to(tensors);
-    b.channel = std::make_unique<mixer::MlpLayer>(mlp);
+    b.channel = mixer::make_channel(id, layer);
+    if (!b.channel) b.channel = std::make_unique<mixer::MlpLayer>(mlp);
+    for (auto& [name, tensor] : b.channel->parameters()) tensor = tensor.to(tensors);
     blocks_.push_back(std::move(b));
   }
 }
@@ -113,7 +126,9 @@ void Trunk::visit(const VisitParameter& visit) {
     }
     visit(p + "post_attention_layernorm.weight", b.mid.weight);
     optional(p + "post_attention_layernorm.bias", b.mid.bias);
-    for (auto& [name, tensor] : b.channel->parameters()) visit(p + "mlp." + name, tensor);
+    for (auto& [name, tensor] : b.channel->parameters()) {
+      visit(channel_name(static_cast<int64_t>(l), name), tensor);
+    }
   }
   visit("model.norm.weight", final_norm_.weight);
   optional("model.norm.bias", final_norm_.bias);

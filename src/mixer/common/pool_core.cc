@@ -168,13 +168,51 @@ void add_pool_states(Card& card, const std::string& features, const op::PoolOpti
   if (counts(options)) add("n", "Ns,H", Sample::kGate);
 }
 
-Tensor grid_convolution(const CoreCall& call, const Tensor& v, const Tensor& kernel) {
-  const std::vector<int64_t> grid = call.settings.axes("grid", 2);
-  const int64_t outside = call.settings.integer("cls");
+void set_pool_row(Card& card, const std::string& patterns, Sizes sizes, Sizes large) {
+  card.patterns = patterns;
+  card.apply.inputs = {token("q", "B,T,H,D"), token("k", "B,S,H,D"), token("v", "B,S,H,V")};
+  card.apply.outputs = {output("out", "B,T,H,V")};
+  card.apply.forms = {{"chunked", "causal=true"},
+                      {"parallel", "causal=false"},
+                      "naive",
+                      {"recurrent", "causal=true"}};
+  card.tests.keys = "S";
+  card.tests.sizes = std::move(sizes);
+  card.tests.large = std::move(large);
+}
+
+Tensor pool_pass(RecurrentPass& pass, const PoolParts& parts, const PoolRead& read) {
+  if (!pass.causal()) {
+    return pass.call().tap("o", op::pool(read.x, read.options, pass.call().cu_seqlens));
+  }
+  std::vector<std::pair<const char*, size_t>> carried = {{"state", parts.state}};
+  if (op::needs_sums(read.options)) carried.emplace_back("z", parts.z);
+  if (op::needs_mean(read.options)) carried.emplace_back("u", parts.u);
+  if (counts(read.options)) carried.emplace_back("n", parts.n);
+  const at::AutoGradMode mode(at::GradMode::is_enabled() && !pass.decodes());
+  CoreCall call;
+  call.form = pass.is_step() ? "recurrent" : "chunked";
+  call.in["cu_seqlens"] = pass.call().cu_seqlens;
+  if (pass.decodes()) {
+    for (const auto& [name, part] : carried) {
+      call.in[std::string("initial_") + name] = pass.state(part);
+    }
+  }
+  const NamedTensors result = pool_scan(call, read);
+  if (pass.decodes()) {
+    for (const auto& [name, part] : carried) {
+      pass.state(part).copy_(result.at(std::string("final_") + name));
+    }
+  }
+  return pass.call().tap("o", result.at("out"));
+}
+
+Tensor grid_convolution(const Tensor& v, const Tensor& kernel, int64_t rows, int64_t columns,
+                        int64_t outside) {
   const int64_t batch = v.size(0), tokens = v.size(1), channels = v.size(2) * v.size(3);
-  if (outside + grid[0] * grid[1] != tokens) {
+  if (outside + rows * columns != tokens) {
     throw UsageError("a grid of {}x{} and {} tokens before it do not make the {} tokens given",
-                     grid[0], grid[1], outside, tokens);
+                     rows, columns, outside, tokens);
   }
   const Tensor image = v.slice(1, outside).flatten(2).transpose(1, 2);  // [B,C,P]
   // One kernel a sample: the samples' channels side by side are the groups of one image.
@@ -182,12 +220,12 @@ Tensor grid_convolution(const CoreCall& call, const Tensor& v, const Tensor& ker
       kernel.dim() == 4 ? kernel : kernel.unsqueeze(0).expand({batch, -1, -1, -1});
   const int64_t side = kernel.size(-1);
   const Tensor result =
-      at::conv2d(image.reshape({1, batch * channels, grid[0], grid[1]}),
+      at::conv2d(image.reshape({1, batch * channels, rows, columns}),
                  kernels.to(v.scalar_type()).reshape({batch * channels, 1, side, side}), {}, 1,
                  at::IntArrayRef{(side - 1) / 2, (side - 1) / 2}, 1, batch * channels)
-          .reshape({batch, channels, grid[0] * grid[1]})
+          .reshape({batch, channels, rows * columns})
           .transpose(1, 2)
-          .reshape({batch, grid[0] * grid[1], v.size(2), v.size(3)});
+          .reshape({batch, rows * columns, v.size(2), v.size(3)});
   return outside == 0 ? result : at::cat({at::zeros_like(v.slice(1, 0, outside)), result}, 1);
 }
 

@@ -3,6 +3,7 @@
 // ones for the row's sum, with running means beside it.
 #pragma once
 
+#include "mixer/common/recurrent_layer.h"
 #include "mixer/registry.h"
 #include "op/pool.h"
 
@@ -26,9 +27,22 @@ NamedTensors pool_scan(const CoreCall& call, const PoolRead& read);
 // with M features of k.
 void add_pool_states(Card& card, const std::string& features, const op::PoolOptions& options);
 
-// The depthwise convolution of the values on their grid (settings grid and cls: the first cls
-// tokens lie outside): kernel [B,C,k,k] or [C,k,k], C = H V, no flip, zero padding. Returns what
-// is added to out, v's shape.
-at::Tensor grid_convolution(const CoreCall& call, const at::Tensor& v, const at::Tensor& kernel);
+// The rest of such a card: q, k and v with D features, patterns, forms and test sizes. To be called
+// before add_pool_states.
+void set_pool_row(Card& card, const std::string& patterns, Sizes sizes, Sizes large);
+
+// Where a layer keeps what pool_scan carries; z, u and n only for a read that needs them.
+struct PoolParts {
+  size_t state = 0, z = 0, u = 0, n = 0;
+};
+// A layer's read: pool_scan from state to state in a causal pass (steps of single tokens by the
+// step kernel), else all keys of a sequence. Tap "o".
+at::Tensor pool_pass(RecurrentPass& pass, const PoolParts& parts, const PoolRead& read);
+
+// The depthwise convolution of the values on their grid of rows x columns, behind `outside` tokens
+// that do not lie on it: kernel [B,C,k,k] or [C,k,k], C = H V, no flip, zero padding. Returns what
+// is added to out, v's shape. UsageError where the tokens are not as many.
+at::Tensor grid_convolution(const at::Tensor& v, const at::Tensor& kernel, int64_t rows,
+                            int64_t columns, int64_t outside);
 
 }  // namespace heed::mixer

@@ -11,6 +11,7 @@ namespace {
 at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const op::ScanInputs& in, const op::ScanOptions& options, int64_t begin,
                   int64_t end, at::Tensor& state) {
+  if (begin == 0 && end == 1 && q.size(1) == 1) return op::scan_step(q, k, v, in, options, state);
   std::vector<at::Tensor> outs;
   for (int64_t t = begin; t < end; ++t) {
     const auto cut = [t](const at::Tensor& x) { return x.defined() ? x.slice(1, t, t + 1) : x; };
@@ -25,6 +26,11 @@ at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 }
 
 }  // namespace
+
+at::Tensor scan_steps(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const op::ScanInputs& in, const op::ScanOptions& options, at::Tensor& state) {
+  return decode(q, k, v, in, options, 0, q.size(1), state);
+}
 
 std::tuple<at::Tensor, at::Tensor> run_scan(const std::string& form, const at::Tensor& q,
                                             const at::Tensor& k, const at::Tensor& v,

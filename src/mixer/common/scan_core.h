@@ -14,6 +14,12 @@ std::tuple<at::Tensor, at::Tensor> run_scan(const std::string& form, const at::T
                                             const op::ScanInputs& inputs,
                                             const op::ScanOptions& options);
 
+// One decode step after another: `state` [B,H,K,V], float32 and contiguous, is updated in place.
+// No packs; not differentiable.
+at::Tensor scan_steps(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const op::ScanInputs& inputs, const op::ScanOptions& options,
+                      at::Tensor& state);
+
 // What a core says of its scan; what it leaves out is taken from the call.
 struct ScanParts {
   at::Tensor q, k, v;           // else the tensors of these names
