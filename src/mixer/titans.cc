@@ -3,9 +3,8 @@
 // 2501.00663 (eqs. 8-14, section 3.2 for chunks: gradients are taken at the chunk's start).
 #include <ATen/ATen.h>
 
+#include "mixer/common/learn_layer.h"
 #include "mixer/common/rows.h"
-#include "mixer/registry.h"
-#include "op/learn.h"
 
 namespace heed::mixer {
 namespace {
@@ -46,13 +45,70 @@ NamedTensors titans_core(const CoreCall& call) {
   options.scale = call.settings.number("scale", 1);
   options.chunk = call.settings.integer("chunk");
   if (call.form == "recurrent") return decode(x, options);
-  if (call.form == "naive") {
-    op::learn_naive(x, options);
-  } else {
-    op::learn(x, options);
-  }
+  run_learn(call.form, x, options);
   return {{"out", x.out}, {"final_state", x.final_state}, {"final_momentum", x.final_momentum}};
 }
+
+// The memory alone (LMM): q, k = l2norm(silu(conv(x W))), v = silu(conv(x Wv)), alpha, eta, theta =
+// sigmoid(x W + b), y = (RMSNorm_head(o) . silu(x Wg)) Wo.
+class TitansLayer : public LearnLayer {
+ public:
+  explicit TitansLayer(const LayerConfig& config) : LearnLayer("titans", true) {
+    LayerOptions options("titans", config);
+    heads_ = options.heads();
+    const int64_t key_dim = options.head_width("expand_k", 1.0);
+    const int64_t value_dim = options.head_width("expand_v", 1.0);
+    const int64_t taps = options.integer("conv", 4);
+    learn_.chunk = options.integer("chunk", 16);
+    options.close();
+    const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
+    projection(q_, "q", hk, c);
+    projection(k_, "k", hk, c);
+    projection(v_, "v", hv, c);
+    convolution(q_, "q", hk, taps);
+    convolution(k_, "k", hk, taps);
+    convolution(v_, "v", hv, taps);
+    // Slow at first: all errors of a chunk are taken at one memory, and their steps add up.
+    const auto rate = [&](Rate& to, const std::string& name, double bias) {
+      params_.matrix(to.weight, name + "_proj.weight", heads_, c);
+      params_.tensor(to.bias, name + "_proj.bias", at::full({heads_}, bias, init_options()));
+    };
+    rate(alpha_, "alpha", -4);
+    rate(eta_, "eta", -2);
+    rate(theta_, "theta", -4);
+    params_.matrix(gate_, "g_proj.weight", hv, c);
+    params_.tensor(norm_, "o_norm.weight", at::ones({value_dim}, init_options()));
+    params_.matrix(out_, "o_proj.weight", c, hv);
+    memory(heads_, key_dim, value_dim, true);
+  }
+
+ protected:
+  Tensor mix(const Tensor& x, RecurrentPass& pass) override {
+    op::LearnTensors t;
+    t.q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
+    t.k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
+    t.v = pass.tokens(v_, x, heads_);
+    t.alpha = alpha_(x), t.eta = eta_(x), t.theta = theta_(x);
+    const Tensor o = learn(pass, t);
+    const Tensor gate = at::silu(linear(x, gate_));
+    return linear(rms_norm(o, norm_, 1e-5).flatten(2).mul(gate), out_);
+  }
+
+ private:
+  struct Rate {
+    Weight weight;
+    Tensor bias;
+    Tensor operator()(const Tensor& x) const {
+      return at::sigmoid(linear(x, weight).to(at::kFloat).add(bias.to(at::kFloat)));
+    }
+  };
+
+  int64_t heads_;
+  HeadTokens q_, k_, v_;
+  Rate alpha_, eta_, theta_;
+  Weight gate_, out_;
+  Tensor norm_;
+};
 
 }  // namespace
 
@@ -63,7 +119,6 @@ void register_titans(Registry& registry) {
       "G_t = 2 k_t^T (k_t M* - v_t),  M* the memory at the start of the chunk\n"
       "Z_t = eta_t Z_{t-1} - theta_t G_t,  M_t = (1 - alpha_t) M_{t-1} + Z_t\n"
       "out_t = scale q_t M_t";
-  m.card.patterns = "causal self";
   m.card.state_size = "2 H K V";
   m.card.state_note = "and with chunk > 1 the memory of the open chunk";
   ApplyRow& row = m.card.apply;
@@ -72,21 +127,12 @@ void register_titans(Registry& registry) {
                 token("v", "B,T,H,V"),
                 gate("alpha", "B,T,H", Sample::kGate),
                 gate("eta", "B,T,H", Sample::kGate),
-                gate("theta", "B,T,H", Sample::kStep),
-                initial_state(),
-                gate("initial_momentum", "Ns,H,K,V").maybe()};
+                gate("theta", "B,T,H", Sample::kStep)};
   row.settings = {chunk_setting("1"), scale_setting("1")};
-  row.outputs = {output("out", "B,T,H,V"), output("final_state", "Ns,H,K,V"),
-                 output("final_momentum", "Ns,H,K,V")};
   row.forms = {"chunked", "naive", "recurrent"};
-  TestCard& tests = m.card.tests;
-  tests.sizes = {{"K", 7}, {"V", 5}};
-  tests.large = {{"K", 64}, {"V", 64}};
-  tests.cuts = {0, 16, 32, 41};  // where a chunk ends, of 1 or of 16 tokens
-  m.traits.state = StateGrowth::kFixed;
-  m.traits.linear_time = true;
-  m.traits.chunk_matters = true;
+  set_learn_card(m, "V", {{"state", "Ns,H,K,V"}, {"momentum", "Ns,H,K,V"}}, {{"K", 7}, {"V", 5}});
   m.core = titans_core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<TitansLayer>(config); };
   registry.add(std::move(m));
 }
 
