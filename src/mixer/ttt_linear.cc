@@ -4,9 +4,8 @@
 // form with one product of matrices a chunk). variant=fla is what flash-linear-attention computes.
 #include <ATen/ATen.h>
 
+#include "mixer/common/learn_layer.h"
 #include "mixer/common/rows.h"
-#include "mixer/registry.h"
-#include "op/learn.h"
 
 namespace heed::mixer {
 namespace {
@@ -20,6 +19,13 @@ Tensor gains(const Tensor& tau, const Tensor& like, int64_t chunk) {
   const Tensor gain = tau.defined() ? tau.to(like.scalar_type()).index_select(0, place)
                                     : place.add(1).to(like.scalar_type()).reciprocal();
   return gain.unsqueeze(-1).expand(like.sizes()).contiguous();
+}
+
+// scale q + LN(o) of the paper, o + LN(o) else.
+Tensor answers(const op::LearnTensors& x, const op::LearnOptions& options, bool paper) {
+  const Tensor normed = at::layer_norm(x.out, {x.out.size(-1)}, {}, {}, options.eps);
+  const Tensor kept = paper ? x.q.mul(options.scale) : x.out;
+  return kept.add(normed.mul(x.norm_weight)).add(x.norm_bias);
 }
 
 NamedTensors ttt_linear_core(const CoreCall& call) {
@@ -43,18 +49,75 @@ NamedTensors ttt_linear_core(const CoreCall& call) {
   } else {
     x.gain = call.get("eta");
   }
-  if (call.form == "naive") {
-    op::learn_naive(x, options);
-  } else {
-    op::learn(x, options);
-  }
-  const Tensor normed = at::layer_norm(x.out, {x.out.size(-1)}, {}, {}, options.eps);
-  const Tensor kept = paper ? x.q.mul(options.scale) : x.out;
-  const Tensor out = kept.add(normed.mul(x.norm_weight)).add(x.norm_bias);
+  run_learn(call.form, x, options);
+  const Tensor out = answers(x, options, paper);
   return {{"out", out.to(q.scalar_type())},
           {"final_state", x.final_state},
           {"final_bias", x.final_bias}};
 }
+
+// y = answers(x) Wo with q, k, v = x W, lr = rate sigmoid(x w + b) / K, learned tau (1/i at first)
+// and the memory's first weights; `fla`: the other variant, with eta = tau lr.
+class TttLinearLayer : public LearnLayer {
+ public:
+  explicit TttLinearLayer(const LayerConfig& config) : LearnLayer("ttt-linear", true) {
+    LayerOptions options("ttt-linear", config);
+    heads_ = options.heads();
+    const int64_t dim = options.head_width("expand", 1.0);
+    const int64_t taps = options.integer("conv", 0, 0);  // 0: no short convolution
+    learn_.chunk = options.integer("chunk", 16);
+    paper_ = !options.flag("fla", false);
+    rate_ = options.number("rate", 1.0) / static_cast<double>(dim);
+    options.close();
+    learn_.norm = learn_.bias = 1;
+    learn_.scale = paper_ ? 1.0 : 1.0 / std::sqrt(static_cast<double>(dim));
+    const int64_t c = options.hidden(), width = heads_ * dim;
+    projection(q_, "q", width, c);
+    projection(k_, "k", width, c);
+    projection(v_, "v", width, c);
+    if (taps > 0) {
+      convolution(q_, "q", width, taps);
+      convolution(k_, "k", width, taps);
+      convolution(v_, "v", width, taps);
+    }
+    params_.matrix(lr_, "lr_proj.weight", heads_, c);
+    params_.tensor(lr_bias_, "lr_proj.bias", at::zeros({heads_}, init_options()));
+    params_.tensor(tau_, "tau", at::arange(1, learn_.chunk + 1, init_options()).reciprocal());
+    params_.tensor(ln_weight_, "ln.weight", at::ones({heads_, dim}, init_options()));
+    params_.tensor(ln_bias_, "ln.bias", at::zeros({heads_, dim}, init_options()));
+    params_.matrix(out_, "o_proj.weight", c, width);
+    memory(heads_, dim, dim, false);
+  }
+
+ protected:
+  Tensor mix(const Tensor& x, RecurrentPass& pass) override {
+    const auto project = [&](const HeadTokens& to) {
+      return pass.tokens(to, x, heads_).to(at::kFloat);
+    };
+    op::LearnTensors t;
+    t.q = project(q_), t.k = project(k_);
+    t.v = project(v_).sub(t.k);
+    t.norm_weight = ln_weight_.to(at::kFloat), t.norm_bias = ln_bias_.to(at::kFloat);
+    const Tensor lr = at::sigmoid(linear(x, lr_).to(at::kFloat).add(lr_bias_.to(at::kFloat)));
+    const Tensor tau = tau_.to(at::kFloat).index({pass.places(learn_.chunk)}).unsqueeze(-1);
+    if (paper_) {
+      t.theta = lr.mul(rate_);
+      t.gain = tau.expand_as(lr);
+    } else {
+      t.gain = lr.mul(rate_).mul(tau);
+    }
+    t.out = learn(pass, t);
+    return linear(answers(t, learn_, paper_).flatten(2).to(x.scalar_type()), out_);
+  }
+
+ private:
+  int64_t heads_;
+  bool paper_;
+  double rate_;
+  HeadTokens q_, k_, v_;
+  Weight lr_, out_;
+  Tensor lr_bias_, tau_, ln_weight_, ln_bias_;
+};
 
 }  // namespace
 
@@ -69,7 +132,6 @@ void register_ttt_linear(Registry& registry) {
       "b_i\n"
       "paper: e_ij = tau_i lr_j (tau 1/i), out_i = scale q_i + LN(o_i)\n"
       "fla: e_ij = eta_i, out_i = o_i + LN(o_i)";
-  m.card.patterns = "causal self";
   m.card.state_size = "H (K K+K)";
   m.card.state_note = "and the memory of the open chunk";
   ApplyRow& row = m.card.apply;
@@ -80,25 +142,17 @@ void register_ttt_linear(Registry& registry) {
                 gate("ln_bias", "H,K"),
                 gate("lr", "B,T,H", Sample::kStep).only("variant=paper"),
                 gate("tau", "chunk", Sample::kGate).maybe().only("variant=paper"),
-                gate("eta", "B,T,H", Sample::kStep).only("variant=fla"),
-                gate("initial_state", "Ns,H,K,K").maybe(),
-                gate("initial_bias", "Ns,H,K").maybe()};
+                gate("eta", "B,T,H", Sample::kStep).only("variant=fla")};
   row.settings = {word_setting("variant", {"paper", "fla"}), chunk_setting("16"),
                   number_setting("eps", "1e-6"), scale_setting("paper 1, fla 1/sqrt(K)")};
-  row.outputs = {output("out", "B,T,H,K"), output("final_state", "Ns,H,K,K"),
-                 output("final_bias", "Ns,H,K")};
   row.forms = {"chunked", "naive"};
-  TestCard& tests = m.card.tests;
-  tests.sizes = {{"K", 8}};
-  tests.large = {{"K", 64}};
-  tests.cuts = {0, 16, 32, 41};  // where a chunk ends
-  tests.bound = {1e-5, 5e-5,
-                 "each chunk divides by the deviation of the memory's answers, which may be small, "
-                 "and the next one starts from the result"};
-  m.traits.state = StateGrowth::kFixed;
-  m.traits.linear_time = true;
-  m.traits.chunk_matters = true;
+  set_learn_card(m, "K", {{"state", "Ns,H,K,K"}, {"bias", "Ns,H,K"}}, {{"K", 8}});
+  m.card.tests.bound = {
+      1e-5, 5e-5,
+      "each chunk divides by the deviation of the memory's answers, which may be small, "
+      "and the next one starts from the result"};
   m.core = ttt_linear_core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<TttLinearLayer>(config); };
   registry.add(std::move(m));
 }
 
