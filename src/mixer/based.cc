@@ -3,7 +3,9 @@
 // 2402.18668 (section 4.1).
 #include <ATen/ATen.h>
 
-#include "mixer/common/scan_core.h"
+#include "io/error.h"
+#include "mixer/common/pool_core.h"
+#include "mixer/common/rows.h"
 
 namespace heed::mixer {
 namespace {
@@ -16,65 +18,90 @@ at::Tensor features(const at::Tensor& x, double scale) {
   return at::cat({at::ones_like(y.slice(-1, 0, 1)), y, pairs}, -1);
 }
 
-// Weights 1 + u + u^2/2 over the keys that are seen.
-at::Tensor naive_sums(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
-                      bool causal) {
-  const at::Tensor u = at::matmul(q.permute({0, 2, 1, 3}), k.permute({0, 2, 3, 1})).mul(scale);
-  at::Tensor weights = u.square().mul(0.5).add(u).add(1.0);
-  if (causal) weights = weights.tril();
-  return at::matmul(weights, v.transpose(1, 2)).transpose(1, 2);
-}
-
-// sum_j f(k_j) v_j^T of one sequence: [B,H,M,V].
-at::Tensor summed(const at::Tensor& f, const at::Tensor& v) {
-  return at::matmul(f.permute({0, 2, 3, 1}), v.transpose(1, 2));
+// Divided by the sum of the weights.
+op::PoolOptions normalised(double eps) {
+  return {.scale = 1, .a0 = 0, .a1 = 1, .b0 = 0, .b1 = 0, .eps = eps, .by_count = 0, .clamp = 0};
 }
 
 NamedTensors based_core(const CoreCall& call) {
-  const bool causal = call.settings.flag("causal");
   const at::ScalarType type = call.get("v").scalar_type();
   const at::ScalarType compute = type == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor q = call.get("q").to(compute), k = call.get("k").to(compute);
-  const at::Tensor v = with_ones(call.get("v").to(compute));
   const double width = static_cast<double>(std::max<int64_t>(q.size(3), 1));
   const double scale = call.settings.number("scale", 1.0 / std::sqrt(width));
-  at::Tensor initial = call.get("initial_state");
-  if (initial.defined()) {
-    initial = at::cat({initial, call.get("initial_z").unsqueeze(-1)}, -1).to(compute);
-  }
-  at::Tensor sums, state;
-  const at::Tensor offsets = call.get("cu_seqlens");
-  if (call.form == "naive" && !offsets.defined()) {
-    sums = naive_sums(q, k, v, scale, causal);
-    const at::Tensor f = features(q, scale);
-    if (causal) {
-      state = summed(features(k, scale), v);
-      if (initial.defined()) {
-        sums = sums.add(at::matmul(f.transpose(1, 2), initial).transpose(1, 2));
-        state = state.add(initial);
-      }
-    }
-  } else if (causal) {
-    op::ScanInputs in;
-    in.initial_state = initial;
-    in.cu_seqlens = offsets;
-    op::ScanOptions options;
-    options.chunk = call.settings.integer("chunk");
-    std::tie(sums, state) =
-        run_scan(call.form, features(q, scale), features(k, scale), v, in, options);
+  PoolRead read{{}, normalised(call.settings.number("eps", 1e-12))};
+  read.x.q = features(q, scale), read.x.k = features(k, scale);
+  read.x.v = call.get("v").to(compute);
+  NamedTensors result;
+  if (call.settings.flag("causal")) {
+    result = pool_scan(call, read);
   } else {
-    const at::Tensor all = summed(features(k, scale), v);
-    sums = at::matmul(features(q, scale).transpose(1, 2), all).transpose(1, 2);
+    result["out"] = pool_read(call, read);
   }
-  const int64_t value_dim = v.size(3) - 1;
-  const at::Tensor divisor = sums.slice(-1, value_dim).add(call.settings.number("eps", 1e-12));
-  NamedTensors result = {{"out", sums.slice(-1, 0, value_dim).div(divisor).to(type)}};
-  if (causal) {
-    result["final_state"] = state.slice(-1, 0, value_dim);
-    result["final_z"] = state.select(-1, value_dim);
-  }
+  result["out"] = result["out"].to(type);
   return result;
 }
+
+// y = (linear attention + attention in a window) Wo over the same values: the first with keys of
+// `feature_dim` numbers a head, the second exact, with rotary embedding. window = 0: the first
+// alone.
+class BasedLayer : public RecurrentLayer {
+ public:
+  explicit BasedLayer(const LayerConfig& config) : RecurrentLayer("based") {
+    LayerOptions options("based", config);
+    heads_ = options.heads();
+    head_dim_ = options.head_dim();
+    const int64_t dim = options.integer("feature_dim", 16);
+    window_ = options.integer("window", 64, 0);
+    theta_ = options.number("rope_theta", 10000);
+    options.close();
+    if (window_ > 0 && head_dim_ % 2 != 0) {
+      throw UsageError("mixer based: rotation needs an even head size, it is {}", head_dim_);
+    }
+    const int64_t c = options.hidden(), width = heads_ * head_dim_;
+    projection(q_, "q", heads_ * dim, c);
+    projection(k_, "k", heads_ * dim, c);
+    projection(v_, "v", width, c);
+    projection(out_, "o", c, width);
+    const int64_t features = 1 + dim + dim * dim;
+    parts_.state = fixed("state", {1, heads_, features, head_dim_});
+    parts_.z = fixed("z", {1, heads_, features});
+    if (window_ > 0) {
+      projection(near_q_, "window.q", width, c);
+      projection(near_k_, "window.k", width, c);
+      near_ = window("window", heads_, head_dim_, window_);
+    }
+    scale_ = 1.0 / std::sqrt(static_cast<double>(dim));
+  }
+
+  Traits traits() const override { return recurrent_traits(false); }
+
+ protected:
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const auto project = [&](const HeadTokens& to) {
+      return features(pass.tokens(to, x, heads_).to(at::kFloat), scale_);
+    };
+    const at::Tensor v = pass.tokens(v_, x, heads_);
+    PoolRead read{{}, normalised(1e-12)};
+    read.x.q = project(q_), read.x.k = project(k_), read.x.v = v.to(at::kFloat);
+    at::Tensor o = pool_pass(pass, parts_, read).to(x.scalar_type());
+    if (window_ > 0) {
+      const RopeTables angles = rope_at(pass.positions(), head_dim_, theta_);
+      const auto turned = [&](const HeadTokens& to) {
+        return rotate(pass.tokens(to, x, heads_), angles.cos, angles.sin);
+      };
+      o = o.add(pass.attend_window(near_, turned(near_q_), turned(near_k_), v));
+    }
+    return linear(o.flatten(2), out_.weight);
+  }
+
+ private:
+  int64_t heads_, head_dim_, window_;
+  double theta_, scale_;
+  HeadTokens q_, k_, v_, near_q_, near_k_, out_;  // near_: undefined without a window
+  PoolParts parts_;
+  size_t near_ = 0;
+};
 
 }  // namespace
 
@@ -85,30 +112,18 @@ void register_based(Registry& registry) {
       "f(x) = [1; x s; x_a x_b s^2/sqrt 2],  s = sqrt(scale)\n"
       "out_i = sum_j (f(q_i).f(k_j)) v_j / (sum_j f(q_i).f(k_j) + eps)\n"
       "causal: S_t = S_{t-1} + f(k_t)^T v_t,  z_t = z_{t-1} + f(k_t)";
-  m.card.patterns = "causal self, noncausal self, noncausal cross";
   m.card.state_size = "H (1+D+D^2) (V+1)";
   ApplyRow& row = m.card.apply;
-  row.inputs = {
-      token("q", "B,T,H,D"),
-      token("k", "B,S,H,D"),
-      token("v", "B,S,H,V"),
-      gate("initial_state", "Ns,H,1+D+D^2,V").together("initial").only("causal=true"),
-      gate("initial_z", "Ns,H,1+D+D^2", Sample::kGate).together("initial").only("causal=true"),
-      offsets().only("causal=true")};
+  set_pool_row(m.card, "causal self, noncausal self, noncausal cross", {{"D", 4}, {"V", 5}},
+               {{"D", 16}, {"V", 64}});
+  add_pool_states(m.card, "1+D+D^2", normalised(0));
+  row.inputs.push_back(offsets().only("causal=true"));
   row.settings = {flag_setting("causal", true), scale_setting("D^-0.5"),
                   number_setting("eps", "1e-12"), chunk_setting()};
-  row.outputs = {output("out", "B,T,H,V"),
-                 output("final_state", "Ns,H,1+D+D^2,V").only("causal=true"),
-                 output("final_z", "Ns,H,1+D+D^2").only("causal=true")};
-  row.forms = {{"chunked", "causal=true"},
-               {"parallel", "causal=false"},
-               "naive",
-               {"recurrent", "causal=true"}};
-  m.card.tests.keys = "S";
-  m.card.tests.sizes = {{"D", 4}, {"V", 5}};
-  m.card.tests.large = {{"D", 16}, {"V", 64}};
   m.traits = recurrent_traits(false);
   m.core = based_core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<BasedLayer>(config); };
+  m.card.tests.layer.options = R"({"window": 5, "feature_dim": 6})";
   // A sum of features: its count outweighs the linear part, so that no divisor is near 0.
   m.fit_inputs = [](NamedTensors& in, const Settings&) {
     const auto z = in.find("initial_z");
