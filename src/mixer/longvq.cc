@@ -5,8 +5,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "io/error.h"
+#include "mixer/common/recurrent_layer.h"
 #include "mixer/common/rows.h"
 #include "mixer/registry.h"
+#include "op/ewscan.h"
 
 namespace heed::mixer {
 namespace {
@@ -219,6 +221,20 @@ at::Tensor decode(const Attention& a) {
   return at::cat(outs, 2);
 }
 
+// Takes the nearest codeword of each k [B,H,T,K] into a.z and a.khat: the codeword's value, k's
+// gradient. Nearest in float64, so that every form and type chooses the same; ties: the lower
+// index.
+void quantise(Attention& a, const at::Tensor& k) {
+  const at::Tensor codes = a.codebook.to(at::kDouble);
+  const at::Tensor distance = codes.square().sum(-1).unsqueeze(1).sub(
+      at::matmul(k.detach().to(at::kDouble), codes.transpose(1, 2)), 2.0);
+  a.z = std::get<1>(distance.min(-1));
+  const at::Tensor index = a.z.unsqueeze(-1).expand({-1, -1, -1, k.size(3)});
+  const at::Tensor nearest =
+      a.codebook.unsqueeze(0).expand({k.size(0), -1, -1, -1}).gather(2, index);
+  a.khat = nearest.add(k.sub(k.detach()));
+}
+
 NamedTensors longvq_core(const CoreCall& call) {
   const at::ScalarType type = call.get("v").scalar_type();
   const at::ScalarType compute = type == at::kDouble ? at::kDouble : at::kFloat;
@@ -238,15 +254,7 @@ NamedTensors longvq_core(const CoreCall& call) {
     throw UsageError("longvq: tensor bias has W={}, expected at most chunk={}", a.bias.size(1),
                      a.chunk);
   }
-  // Nearest in float64, so that every form and type chooses the same; ties: the lower index.
-  const at::Tensor k = by_head("k"), codes = a.codebook.to(at::kDouble);
-  const at::Tensor distance = codes.square().sum(-1).unsqueeze(1).sub(
-      at::matmul(k.detach().to(at::kDouble), codes.transpose(1, 2)), 2.0);
-  a.z = std::get<1>(distance.min(-1));
-  const at::Tensor index = a.z.unsqueeze(-1).expand({-1, -1, -1, k.size(3)});
-  const at::Tensor nearest =
-      a.codebook.unsqueeze(0).expand({k.size(0), -1, -1, -1}).gather(2, index);
-  a.khat = nearest.add(k.sub(k.detach()));  // the codeword's value, k's gradient
+  quantise(a, by_head("k"));
   at::Tensor out;
   if (call.form == "naive") {
     out = at::matmul(a.logits(0, a.tokens(), 0, a.tokens()).softmax(-1), a.v);
@@ -257,6 +265,171 @@ NamedTensors longvq_core(const CoreCall& call) {
   }
   return {{"out", out.transpose(1, 2).to(type)}};
 }
+
+// X' = EMA(x) (a sum of `expansion` averages a channel); Z = silu(X' Wz), q = kq . Z + mq, k = kk .
+// Z
+// + mk, v = silu(x Wv); o the attention above; y = phi . silu(X' Wh + (g . o) Wu) + (1 - phi) . x
+// with g = silu(X' Wg), phi = sigmoid(X' Wp). In training the loss "longvq" pulls keys and
+// codewords together.
+class LongVqLayer : public RecurrentLayer {
+ public:
+  explicit LongVqLayer(const LayerConfig& config) : RecurrentLayer("longvq") {
+    LayerOptions options("longvq", config);
+    heads_ = options.heads();
+    key_dim_ = options.head_width("expand_k", 1.0);
+    value_dim_ = options.head_width("expand_v", 1.0);
+    chunk_ = options.integer("chunk", 64);
+    const int64_t codes = options.integer("codes", 64);
+    const int64_t near = options.integer("bias", std::min<int64_t>(16, chunk_));
+    const int64_t expansion = options.integer("expansion", 16);
+    commitment_ = options.number("commitment", 0.25);
+    options.close();
+    if (near > chunk_) {
+      throw UsageError("mixer longvq: option bias is {}, expected at most chunk = {}", near,
+                       chunk_);
+    }
+    const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim_;
+    const auto normal = [](at::IntArrayRef sizes, double deviation) {
+      return at::empty(sizes, init_options()).normal_(0, deviation);
+    };
+    params_.tensor(alpha_, "ema.alpha", normal({c, expansion}, 0.2));
+    params_.tensor(delta_, "ema.delta", normal({c, expansion}, 0.2));
+    params_.tensor(beta_, "ema.beta", normal({c, expansion}, 0.02).add(1));
+    params_.tensor(eta_, "ema.eta", normal({c, expansion}, 1.0 / std::sqrt(expansion)));
+    params_.matrix(z_, "z_proj.weight", hk, c);
+    params_.tensor(turn_, "qk.scale", normal({2, hk}, 0.02).add(1));
+    params_.tensor(shift_, "qk.shift", at::zeros({2, hk}, init_options()));
+    projection(v_, "v", hv, c);
+    params_.matrix(reset_, "g_proj.weight", hv, c);
+    params_.matrix(update_, "p_proj.weight", c, c);
+    params_.matrix(new_, "h_proj.weight", c, c);
+    params_.matrix(read_, "u_proj.weight", c, hv);
+    params_.tensor(codebook_, "codebook",
+                   normal({heads_, codes, key_dim_}, 1.0 / std::sqrt(key_dim_)));
+    params_.tensor(bias_, "bias", at::zeros({heads_, near}, init_options()));
+    ema_ = fixed("ema", {1, c * expansion});
+    count_ = fixed("count", {1, heads_, codes});
+    sum_ = fixed("sum", {1, heads_, codes, value_dim_});
+    recent_ = history("recent", heads_ * (key_dim_ + value_dim_), 2 * chunk_);
+    token_flops_ = 2 * 2 * chunk_ * heads_ * (key_dim_ + value_dim_) + 6 * c * expansion;
+  }
+
+  Traits traits() const override { return recurrent_traits(false); }
+
+ protected:
+  at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
+    const at::Tensor averaged = average(x, pass).to(x.scalar_type());
+    const at::Tensor z = at::silu(linear(averaged, z_)).to(at::kFloat);
+    const auto by_head = [&](const at::Tensor& t) {
+      return mixer::heads(t.to(at::kFloat), heads_).transpose(1, 2).contiguous();
+    };
+    const auto part = [&](int64_t i) {
+      return by_head(z.mul(turn_[i].to(at::kFloat)).add(shift_[i].to(at::kFloat)));
+    };
+    Attention a;
+    a.q = part(0);
+    a.v = by_head(at::silu(linear(x, v_.weight)));
+    a.codebook = codebook_.detach().to(at::kFloat);
+    a.bias = bias_.to(at::kFloat);
+    a.scale = 1.0 / std::sqrt(static_cast<double>(key_dim_));
+    a.chunk = chunk_;
+    const at::Tensor k = part(1);
+    quantise(a, k);
+    if (Aux* aux = pass.call().aux; aux && at::GradMode::is_enabled()) {
+      const at::Tensor index = a.z.unsqueeze(-1).expand({-1, -1, -1, key_dim_});
+      const at::Tensor nearest =
+          codebook_.to(at::kFloat).unsqueeze(0).expand({k.size(0), -1, -1, -1}).gather(2, index);
+      const at::Tensor commitment = k.sub(nearest.detach()).square().mean().mul(commitment_);
+      aux->add("longvq", commitment.add(nearest.sub(k.detach()).square().mean()));
+    }
+    const at::Tensor o = attended(a, pass).transpose(1, 2).flatten(2).to(x.scalar_type());
+    const at::Tensor reset = at::silu(linear(averaged, reset_));
+    const at::Tensor update = at::sigmoid(linear(averaged, update_));
+    const at::Tensor candidate = at::silu(linear(averaged, new_).add(linear(reset.mul(o), read_)));
+    return x.add(update.mul(candidate.sub(x)));
+  }
+
+ private:
+  // h_t = alpha beta x_t + (1 - alpha delta) h_{t-1}, read by eta: [B,T,C].
+  at::Tensor average(const at::Tensor& x, RecurrentPass& pass) {
+    using X = op::EwscanTensors;
+    const at::Tensor alpha = at::sigmoid(alpha_.to(at::kFloat));
+    X t;
+    t.log_decay = at::log1p(alpha.mul(at::sigmoid(delta_.to(at::kFloat))).neg()).flatten();
+    t.x = x.to(at::kFloat).unsqueeze(-1).mul(alpha.mul(beta_.to(at::kFloat))).flatten(2);
+    const at::Tensor h = pass.advance<X>(
+        std::move(t), {{ema_, &X::initial_state, &X::final_state}},
+        [](X& y, const at::Tensor& pack) { y = op::ewscan(y, pack); },
+        [](X& y) {
+          const kernel::NoOptions none;
+          op::ewscan_engine().step(op::tensor_list(y), &none);
+        });
+    return h.unflatten(2, alpha_.sizes()).mul(eta_.to(at::kFloat)).sum(-1);
+  }
+
+  at::Tensor attended(const Attention& a, RecurrentPass& pass) {
+    const auto all = [](const Attention& s) {
+      return Chunked::apply(s.q, s.khat, s.v, s.bias, s.z, s.codebook, s.scale, s.chunk);
+    };
+    if (!pass.decodes() && !pass.call().cu_seqlens.defined()) return all(a);
+    std::vector<at::Tensor> outs;
+    for (int64_t n = 0; n < pass.sequences(); ++n) {
+      const auto own = [&](const at::Tensor& t) {  // tokens are the third dimension here
+        return pass.sequence(t.transpose(1, 2), n).transpose(1, 2);
+      };
+      Attention s = a;
+      s.q = own(a.q), s.khat = own(a.khat), s.v = own(a.v),
+      s.z = own(a.z.unsqueeze(-1)).squeeze(-1);
+      const at::Tensor out = pass.decodes() ? continued(s, *pass.call().states[n]) : all(s);
+      outs.push_back(out.transpose(1, 2));
+    }
+    return pass.joined(outs, a.v.transpose(1, 2)).transpose(1, 2);
+  }
+
+  // One sequence from its state: the tokens of `recent` come first, from the beginning of a chunk.
+  at::Tensor continued(Attention& a, State& state) const {
+    const at::NoGradGuard no_grad;
+    const int64_t past = state.length(), inside = past % chunk_;
+    const int64_t before = inside == 0 ? 2 * chunk_ : chunk_ + inside;
+    const int64_t first = std::max<int64_t>(before - past, 0);  // rows of no token
+    at::Tensor& recent = state.tensor(recent_);
+    const auto rows = [](const at::Tensor& t) { return t[0].transpose(0, 1).flatten(1); };
+    const at::Tensor joined =
+        at::cat({recent.to(at::kFloat), at::cat({rows(a.khat), rows(a.v)}, 1)});
+    const at::Tensor used = joined.slice(0, 2 * chunk_ - before);
+    const auto by_head = [&](int64_t begin, int64_t dim) {
+      return used.slice(1, begin, begin + heads_ * dim)
+          .unflatten(1, {heads_, dim})
+          .transpose(0, 1)
+          .unsqueeze(0);
+    };
+    a.v = by_head(heads_ * key_dim_, value_dim_);
+    quantise(a, by_head(0, key_dim_));  // a codeword's nearest is itself
+    a.q = at::constant_pad_nd(a.q, {0, 0, before, 0});
+    Memory memory(a);
+    at::Tensor &count = state.tensor(count_), &sum = state.tensor(sum_);
+    memory.count = count.clone(), memory.sum = sum.clone();
+    std::vector<at::Tensor> outs = {a.v.slice(2, 0, 0)};
+    for (int64_t c = before / chunk_; c < a.chunks(); ++c) {
+      const int64_t begin = c * chunk_, q0 = std::max(before, begin), q1 = a.end(c);
+      if (q0 == q1) continue;
+      if (q0 == begin && begin - 2 * chunk_ >= first) {
+        memory.absorb(a, begin - 2 * chunk_, begin - chunk_);
+      }
+      outs.push_back(read(a, memory, q0, q1, std::max(begin - chunk_, first), q1).first);
+    }
+    count.copy_(memory.count), sum.copy_(memory.sum);
+    recent.copy_(joined.slice(0, joined.size(0) - 2 * chunk_));
+    return at::cat(outs, 2);
+  }
+
+  int64_t heads_, key_dim_, value_dim_, chunk_;
+  double commitment_;
+  at::Tensor alpha_, delta_, beta_, eta_, turn_, shift_, codebook_, bias_;
+  HeadTokens v_;
+  Weight z_, reset_, update_, new_, read_;
+  size_t ema_, count_, sum_, recent_;
+};
 
 }  // namespace
 
@@ -279,6 +452,9 @@ void register_longvq(Registry& registry) {
   m.card.tests.large = {{"K", 64}, {"V", 64}, {"M", 40}};
   m.traits = recurrent_traits(false);
   m.core = longvq_core;
+  m.layer = [](const LayerConfig& config) { return std::make_unique<LongVqLayer>(config); };
+  m.card.tests.layer.options = R"({"chunk": 4, "codes": 5, "bias": 3, "expansion": 2})";
+  m.card.tests.layer.smooth = R"({"chunk": 4, "codes": 1, "bias": 3, "expansion": 2})";
   registry.add(std::move(m));
 }
 
