@@ -145,6 +145,33 @@ TEST(EwscanKernel, LongMemoryDoesNotDrift) {
 }
 
 // Scores of any size: exact where exp of them would overflow.
+// Outputs of megabytes whose rows begin on a line go past the caches.
+TEST(EwscanKernel, LargeSelectiveOutputs) {
+  EngineCase c;
+  c.sizes = {{"B", 1}, {"T", 530}, {"C", 1024}, {"G", 1}, {"K", 2}};
+  c.absent = {"z", "D", "dt_bias", "initial_state"};
+  EngineRun run(kSelective, c);
+  run.run_reference(HEED_FORWARD);
+  const std::vector<double> expected = run.result("out", true).values();
+  std::vector<float> memory(expected.size() + 32, 7.0f);
+  auto* aligned =
+      reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  ThreadPool pool(3);
+  for (const int64_t shift : {0, 1}) {  // 1: not past them
+    auto* call = static_cast<SelectiveCall*>(run.call(false));
+    call->in.out.data = aligned + shift;
+    const heed_backend& cpu = selective_scan_backends()[0];
+    std::vector<char> workspace(static_cast<size_t>(cpu.workspace(call, HEED_FORWARD, 3)));
+    heed_message message = {};
+    ASSERT_EQ(cpu.run(call, HEED_FORWARD, workspace.data(), nullptr, pool.parallel(), &message),
+              HEED_OK)
+        << message.text;
+    const std::vector<double> got(aligned + shift, aligned + shift + expected.size());
+    EXPECT_LE(relative_error(got, expected), 2e-6);
+    EXPECT_EQ(aligned[shift + static_cast<int64_t>(expected.size())], 7.0f);
+  }
+}
+
 TEST(EwscanKernel, LargeScores) {
   for (const double size : {1e4, -1e4}) {
     TestedEngine large = kLse;

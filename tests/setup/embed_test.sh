@@ -21,7 +21,7 @@ fi
 "$CMAKE" -S "$HEED_SOURCE_DIR/examples/embed" -B "$temporary/embed" -G Ninja -DCMAKE_CXX_COMPILER="$CXX" \
   -DCMAKE_PREFIX_PATH="$prefix" >"$temporary/log" || { cat "$temporary/log"; exit 1; }
 "$CMAKE" --build "$temporary/embed" >"$temporary/log" || { cat "$temporary/log"; exit 1; }
-for program in embed_c embed_cc embed_selective; do
+for program in embed_c embed_cc; do
   if ldd "$temporary/embed/$program" | grep -E 'lib(torch|c10)'; then
     echo "$program needs PyTorch at run time"
     exit 1

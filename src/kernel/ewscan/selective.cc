@@ -2,6 +2,8 @@
 // while they sweep over a segment of tokens, each decay exp(d A) as a power of two and a float.
 // Backward takes the states kept at the segments' starts, computes those in between again, and goes
 // back through the segment; the gradients of B and C, sums over channels, are gathered per worker.
+#include <hwy/cache_control.h>
+
 #include <cmath>
 
 #include "kernel/parallel.h"
@@ -175,6 +177,25 @@ void skip_rows(int64_t length, int64_t ld, const float* skip, const float* x, fl
   for (int64_t t = 0; t < length; ++t) multiply_rows(ld, skip, x + t * ld, y + t * ld);
 }
 
+// Outputs of many megabytes go past the caches: their lines are not read before they are written.
+constexpr int64_t kPastCaches = int64_t{2} << 20;  // bytes
+bool past_caches(const SelectiveProblem& p, const heed_view& v) {
+  return HEED_VECTOR_TARGET && v.data != nullptr && v.dtype == HEED_FLOAT32 &&
+         p.sequences * p.time * p.channels * 4 >= kPastCaches &&
+         reinterpret_cast<uintptr_t>(v.data) % 64 == 0 && v.strides[1] % 16 == 0 &&
+         v.strides[0] % 16 == 0;
+}
+void stream_tokens(const float* from, int64_t ld, const heed_view& v, int64_t b, int64_t t,
+                   int64_t length, int64_t first, int64_t width) {
+  const DF d;
+  for (int64_t i = 0; i < length; ++i) {
+    auto* to = reinterpret_cast<float*>(at(v, b, t + i, first));
+    for (int64_t c = 0; c < width; c += kLanes) {
+      hn::Stream(hn::LoadU(d, from + i * ld + c), d, to + c);
+    }
+  }
+}
+
 void load_channel(const heed_view& v, int64_t c, int64_t width, int64_t ld, float* to) {
   std::fill_n(to, ld, 0.0f);
   for (int64_t i = 0; given(v) && i < width; ++i) to[i] = static_cast<float>(load(v, c + i));
@@ -224,8 +245,13 @@ int64_t forward_task(const SelectiveProblem& p, int64_t n, ChannelBlock ch, floa
       load_tokens(in.z, s.b, first, l, ch.begin, ch.width, z, ld);
       gate_rows(l * ld, z, y);
     }
-    store_tokens(y, ld, in.out, s.b, first, l, ch.begin, ch.width);
+    if (ch.begin % 16 == 0 && ch.width % 16 == 0 && past_caches(p, in.out)) {
+      stream_tokens(y, ld, in.out, s.b, first, l, ch.begin, ch.width);
+    } else {
+      store_tokens(y, ld, in.out, s.b, first, l, ch.begin, ch.width);
+    }
   }
+  hwy::FlushStream();  // before another thread is told that the outputs are there
   if (p.writes && in.final_state.data != nullptr) {
     store_columns(h, ld, ch.width, p.states, tile,
                   reinterpret_cast<float*>(at(in.final_state, n, ch.begin)), p.states);

@@ -44,30 +44,43 @@ struct SquareRule {
   }
 };
 
+// term(0) + .. + term(n - 1) in double precision, eight sums side by side: one would wait for
+// itself at every term.
+template <class Term>
+HWY_INLINE double sum_of(int64_t n, Term&& term) {
+  double parts[8] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (int j = 0; j < 8; ++j) parts[j] += term(i + j);
+  }
+  for (; i < n; ++i) sum += term(i);
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
 struct NormRule {
-  // x = (z - mean) / sqrt(var + eps); the sums of one row are too short to matter in time.
+  // x = (z - mean) / sqrt(var + eps).
   struct Moments {
     double mean, inverse;
   };
   static Moments moments(const RuleContext& c, const float* z) {
-    double sum = 0, squares = 0;
-    for (int64_t i = 0; i < c.n; ++i) sum += z[i];
-    const double mean = sum / static_cast<double>(c.n);
-    for (int64_t i = 0; i < c.n; ++i) squares += (z[i] - mean) * (z[i] - mean);
-    return {mean, 1 / std::sqrt(squares / static_cast<double>(c.n) + c.eps)};
+    const auto n = static_cast<double>(c.n);
+    const double mean = sum_of(c.n, [z](int64_t i) HWY_ATTR { return double{z[i]}; }) / n;
+    const double squares =
+        sum_of(c.n, [z, mean](int64_t i) HWY_ATTR { return (z[i] - mean) * (z[i] - mean); });
+    return {mean, 1 / std::sqrt(squares / n + c.eps)};
   }
 
   static void gradient(const RuleContext& c, const float* z, const float* target, float* dz) {
     const Moments m = moments(c, z);
     const auto mean = static_cast<float>(m.mean), inverse = static_cast<float>(m.inverse);
-    double sum = 0, along = 0;
     for (int64_t i = 0; i < c.n; ++i) {
       const float x = (z[i] - mean) * inverse;
-      const float u = (c.weight[i] * x + c.bias[i] - target[i]) * c.weight[i];
-      dz[i] = u;
-      sum += u;
-      along += static_cast<double>(u) * x;
+      dz[i] = (c.weight[i] * x + c.bias[i] - target[i]) * c.weight[i];
     }
+    const double sum = sum_of(c.n, [dz](int64_t i) HWY_ATTR { return double{dz[i]}; });
+    const double along =
+        sum_of(c.n, [=](int64_t i) HWY_ATTR { return double{dz[i]} * ((z[i] - mean) * inverse); });
     const double n = static_cast<double>(c.n);
     const auto first = static_cast<float>(sum / n), second = static_cast<float>(along / n);
     for (int64_t i = 0; i < c.n; ++i) {

@@ -63,6 +63,10 @@ void LearnLayer::memory(int64_t heads, int64_t key_dim, int64_t value_dim, bool 
 at::Tensor LearnLayer::learn(RecurrentPass& pass, X x) {
   x.initial_state = pass.begin(memory_part_, start_);
   if (start_bias_.defined()) x.initial_bias = pass.begin(bias_part_, start_bias_);
+  if (pass.decodes()) {  // between two chunks both are the same
+    pass.begin(running_, start_);
+    if (start_bias_.defined()) pass.begin(running_bias_, start_bias_);
+  }
   const auto whole = [&](X& y, const at::Tensor& pack) { op::learn(y, learn_, pack); };
   const auto step = [&](X& y) { op::learn_step(y, learn_); };
   std::vector<Carried<X>> parts = {{memory_part_, &X::initial_state, &X::final_state},
