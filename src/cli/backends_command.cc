@@ -54,7 +54,8 @@ Json describe(const op::Engine& engine, const BackendsArguments& options) {
     settings.push_back({{"name", option.name}, {"default", value}, {"note", option.note}});
   }
   const auto sizes = read_sizes(options.shape);
-  for (const auto& row : op::ask_backends(engine, sizes, op::view_dtype(dtype_from_name(options.common.dtype)))) {
+  for (const auto& row :
+       op::ask_backends(engine, sizes, op::view_dtype(dtype_from_name(options.common.dtype)))) {
     Json passes;
     for (const auto& [pass, reason] : row.passes)
       passes[pass] = reason.empty() ? "takes it" : reason;

@@ -111,14 +111,14 @@ class InlineLayer : public RecurrentLayer {
     }
     const auto grouped = [&](const at::Tensor& t, const at::Tensor& weight,
                              const at::Tensor& bias) {  // [B,H,d] -> [B,H,outputs of a group]
-      const at::Tensor by_head = weight.view({heads_, -1, weight.size(1)});
-      return at::einsum("bhd,hod->bho", {t, by_head}).add(bias.view({heads_, -1}));
+      const at::Tensor by_head = weight.reshape({heads_, -1, weight.size(1)});
+      return at::einsum("bhd,hod->bho", {t, by_head}).add(bias.reshape({heads_, -1}));
     };
     const auto of = [&](const at::Tensor& y, const at::Tensor& values) {
-      const at::Tensor mean = y.mean(1).view({y.size(0), heads_, -1});
+      const at::Tensor mean = y.mean(1).reshape({y.size(0), heads_, -1});
       const at::Tensor kernel =
           grouped(at::gelu(grouped(mean, mean_in_, mean_in_bias_)), mean_out_, mean_out_bias_)
-              .view({y.size(0), y.size(2), 3, 3});
+              .reshape({y.size(0), y.size(2), 3, 3});
       return grid_convolution(values, kernel, grid.size[0], grid.size[1], outside_);
     };
     if (!pass.call().cu_seqlens.defined()) return of(x, v);

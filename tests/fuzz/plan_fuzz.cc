@@ -3,9 +3,9 @@
 #include <string>
 
 #define HEED_JSON_PREFIX 1  // the choice
-#include "fuzz.h"
 #include "cache/plan/plan_file.h"
 #include "cache/plan/plan_formats.h"
+#include "fuzz.h"
 #include "json_mutator.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

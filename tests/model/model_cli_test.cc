@@ -6,9 +6,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "cache/plan/plan_file.h"
 #include "cache/tensor_io.h"
 #include "io/json.h"
-#include "cache/plan/plan_file.h"
 #include "run_heed.h"
 
 namespace heed {
