@@ -110,11 +110,12 @@ struct StepBlock {
   // read = c S, for the correction.
   HWY_INLINE void read_state(const StepRows& x, int64_t dk) {
     const DF d;
+    const int64_t count = whole, ahead = width;  // what vectors are stored to might be this
     for (int64_t i = 0; i < dk; ++i) {
       const float* at = before(i);
-      fetch_ahead(at, width);
+      fetch_ahead(at, ahead);
       const VF c = hn::Set(d, x.c[i]);
-      for (int64_t e = 0; e < whole; e += kLanes) {
+      for (int64_t e = 0; e < count; e += kLanes) {
         hn::Store(hn::MulAdd(c, hn::LoadU(d, at + e), hn::Load(d, read + e)), d, read + e);
       }
     }
@@ -123,24 +124,24 @@ struct StepBlock {
   // The state after the token, and what q reads of it (or of the one before).
   HWY_INLINE void advance(const StepRows& x, const ScanProblem& s) {
     const DF d;
-    const bool general = s.correction == Correction::kGeneral;
-    for (int64_t i = 0; i < s.dk; ++i) {
+    const bool general = s.correction == Correction::kGeneral,
+               ask = s.correction == Correction::kNone;
+    const bool read_before = s.read_before(), in_place = direct && result != nullptr;
+    const int64_t dk = s.dk, count = whole, ahead = width;
+    for (int64_t i = 0; i < dk; ++i) {
       const float* at = before(i);
-      if (s.correction == Correction::kNone) fetch_ahead(at, width);
+      if (ask) fetch_ahead(at, ahead);
+      float* next = in_place ? result + i * to.h : row;
       const VF q = hn::Set(d, x.q[i]), k = hn::Set(d, x.k[i]), p = hn::Set(d, x.p[i]);
       const VF hi = hn::Set(d, x.hi[i]), lo = hn::Set(d, x.lo[i]);
-      for (int64_t e = 0; e < whole; e += kLanes) {
+      for (int64_t e = 0; e < count; e += kLanes) {
         const VF old = hn::LoadU(d, at + e);
         VF now = hn::MulAdd(old, hi, hn::Mul(old, lo));
         if (general) now = hn::MulAdd(p, hn::Load(d, read + e), now);
         now = hn::MulAdd(k, hn::Load(d, write + e), now);
-        const VF seen = s.read_before() ? old : now;
+        const VF seen = read_before ? old : now;
         hn::Store(hn::MulAdd(q, seen, hn::Load(d, out + e)), d, out + e);
-        if (direct && result != nullptr) {
-          hn::StoreU(now, d, result + i * to.h + e);
-        } else {
-          hn::Store(now, d, row + e);
-        }
+        hn::StoreU(now, d, next + e);
       }
       if (!direct && result != nullptr) {
         store_row(row, width, reinterpret_cast<char*>(result + i * to.h), HEED_FLOAT32);
