@@ -65,7 +65,6 @@ HWY_BEFORE_NAMESPACE();
 namespace heed::kernel::HWY_NAMESPACE {
 namespace {
 
-constexpr int64_t kWidth = 64;                          // channels of a forward task
 constexpr int kStates = kLanes >= 16 ? 8 : 4;           // states in registers
 constexpr int64_t kVector = kLanes > 16 ? kLanes : 16;  // a row of one vector, padded
 
@@ -85,20 +84,26 @@ void step_sizes(const SelectiveProblem& p, int64_t length, int64_t ld, const flo
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x = hi (1 + f p) for x <= 0, with hi a power of two (exact), |f| <= 1/2 and f p rounded once; 0
-// below -126.5. A factor rounded as a whole, applied at every token, would drift.
+// exp2(step rate) = 2^n (1 + f p), with n whole, |f| <= 1/2 and f p rounded once. A factor rounded
+// as a whole, applied at every token, would drift. kAny takes every exponent, 0 below -126.5;
+// without it the exponent is at most kModerate in size.
+template <bool kAny>
 struct Decay {
-  VF hi, f, p;
+  VF n, f, p;
 
-  explicit Decay(VF x) {
+  Decay(VF step, VF rate) {
     const DF d;
     // 1.5 2^23 rounds to an integer, which lands with 127 added in the lowest bits.
     const VF magic = hn::Set(d, 12582912.0f + 127.0f);
-    // The second argument of Max is the one that lets NaN through on x86.
-    x = hn::Max(hn::Set(d, -127.0f), x);
-    const VF shifted = hn::Add(x, magic);
-    f = hn::Sub(x, hn::Sub(shifted, magic));
-    hi = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(hn::RebindToSigned<DF>(), shifted)));
+    if constexpr (kAny) {
+      // The second argument of Max is the one that lets NaN through on x86.
+      const VF x = hn::Max(hn::Set(d, -127.0f), hn::Mul(step, rate));
+      n = hn::Sub(hn::Add(x, magic), magic);
+      f = hn::Sub(x, n);
+    } else {
+      n = hn::Sub(hn::MulAdd(step, rate, magic), magic);
+      f = hn::MulSub(step, rate, n);
+    }
     p = hn::Set(d, 1.54679990e-4f);  // (2^f - 1) / f, relative error below 2e-8
     p = hn::MulAdd(p, f, hn::Set(d, 1.33878621e-3f));
     p = hn::MulAdd(p, f, hn::Set(d, 9.61803738e-3f));
@@ -106,18 +111,21 @@ struct Decay {
     p = hn::MulAdd(p, f, hn::Set(d, 2.40226507e-1f));
     p = hn::MulAdd(p, f, hn::Set(d, 6.93147182e-1f));
   }
-  VF lo() const { return hn::Mul(hi, hn::Mul(f, p)); }  // 2^x = hi + lo
-  // 2^x y + z.
-  VF apply(VF y, VF z) const { return hn::MulAdd(hi, hn::MulAdd(hn::Mul(f, y), p, y), z); }
+  VF hi() const { return times_power_of_two(hn::Set(DF(), 1.0f), n); }
+  VF lo() const { return times_power_of_two(hn::Mul(f, p), n); }  // 2^x = hi + lo
+  // exp2(step rate) y + in b.
+  VF apply(VF y, VF in, VF b) const {
+    return hn::MulAdd(in, b, times_power_of_two(hn::MulAdd(hn::Mul(f, y), p, y), n));
+  }
 };
 
 // N states of one vector of channels over the tokens of a segment; y gathers what is read. A: times
 // log2(e).
-template <int N>
+template <int N, bool kAny>
 HWY_INLINE void sweep_states(int64_t length, const float* HWY_RESTRICT dt,
                              const float* HWY_RESTRICT dx, int64_t ld, const float* HWY_RESTRICT A,
                              const float* HWY_RESTRICT b, const float* HWY_RESTRICT c, int64_t row,
-                             float* HWY_RESTRICT h, float* HWY_RESTRICT y) {
+                             float* HWY_RESTRICT h, float* HWY_RESTRICT y, Fetch& next) {
   const DF d;
   VF state[N];
   HWY_UNROLL(8)
@@ -127,30 +135,57 @@ HWY_INLINE void sweep_states(int64_t length, const float* HWY_RESTRICT dt,
     VF sum = hn::LoadU(d, y + t * ld);
     HWY_UNROLL(8)
     for (int n = 0; n < N; ++n) {
-      const Decay a(hn::Mul(step, hn::LoadU(d, A + n * ld)));
-      state[n] = a.apply(state[n], hn::Mul(in, hn::Set(d, b[t * row + n])));
+      const Decay<kAny> a(step, hn::LoadU(d, A + n * ld));
+      state[n] = a.apply(state[n], in, hn::Set(d, b[t * row + n]));
       sum = hn::MulAdd(state[n], hn::Set(d, c[t * row + n]), sum);
     }
     hn::StoreU(sum, d, y + t * ld);
+    next.advance(N);
   }
   HWY_UNROLL(8)
   for (int n = 0; n < N; ++n) hn::StoreU(state[n], d, h + n * ld);
 }
 
+// The largest exponents that Decay<false> takes.
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+constexpr float kModerate = 1048576.0f;
+#else
+constexpr float kModerate = 126.0f;
+#endif
+
+// Whether all exponents of one vector of channels in a segment are at most as large.
+bool moderate(int64_t length, int64_t states, const float* dt, const float* A, int64_t ld) {
+  const DF d;
+  VF step = hn::Zero(d), rate = hn::Zero(d);
+  for (int64_t t = 0; t < length; ++t) step = hn::Max(hn::Abs(hn::LoadU(d, dt + t * ld)), step);
+  for (int64_t n = 0; n < states; ++n) rate = hn::Max(hn::Abs(hn::LoadU(d, A + n * ld)), rate);
+  return hn::AllTrue(d, hn::Le(hn::Mul(step, rate), hn::Set(d, kModerate)));
+}
+
+// All states of one vector of channels; rows of `next` are asked for on the way.
+template <bool kAny>
+void sweep_vector(int64_t length, int64_t states, const float* dt, const float* dx, int64_t ld,
+                  const float* A, const float* b, const float* c, int64_t row, float* h, float* y,
+                  Fetch& next) {
+  int64_t n = 0;
+  for (; n + kStates <= states; n += kStates) {
+    sweep_states<kStates, kAny>(length, dt, dx, ld, A + n * ld, b + n, c + n, row, h + n * ld, y,
+                                next);
+  }
+  for (; n < states; n += 4) {  // padded to 4
+    sweep_states<4, kAny>(length, dt, dx, ld, A + n * ld, b + n, c + n, row, h + n * ld, y, next);
+  }
+}
+
 // All states of `ld` channels.
 void sweep_segment(int64_t length, int64_t states, const float* dt, const float* dx, int64_t ld,
-                   const float* A, const float* b, const float* c, int64_t row, float* h,
-                   float* y) {
+                   const float* A, const float* b, const float* c, int64_t row, float* h, float* y,
+                   Fetch& next) {
+  next.spread(length * pad_to(states, 4) * (ld / kLanes));
   for (int64_t i = 0; i < ld; i += kLanes) {
-    int64_t n = 0;
-    for (; n + kStates <= states; n += kStates) {
-      sweep_states<kStates>(length, dt + i, dx + i, ld, A + n * ld + i, b + n, c + n, row,
-                            h + n * ld + i, y + i);
-    }
-    for (; n < states; n += 4) {  // padded to 4
-      sweep_states<4>(length, dt + i, dx + i, ld, A + n * ld + i, b + n, c + n, row, h + n * ld + i,
-                      y + i);
-    }
+    const auto sweep =
+        moderate(length, states, dt + i, A + i, ld) ? sweep_vector<false> : sweep_vector<true>;
+    sweep(length, states, dt + i, dx + i, ld, A + i, b, c, row, h + i, y + i, next);
   }
 }
 
@@ -201,6 +236,20 @@ void load_channel(const heed_view& v, int64_t c, int64_t width, int64_t ld, floa
   for (int64_t i = 0; given(v) && i < width; ++i) to[i] = static_cast<float>(load(v, c + i));
 }
 
+// The inputs of one block of channels for the tokens from t on of a sequence, to be asked for
+// early: their rows lie too far apart for the processor to see what comes.
+void fetch_tokens(const SelectiveProblem& p, const CallSpan& s, ChannelBlock ch, int64_t t,
+                  Fetch& next) {
+  const auto& in = p.call.in;
+  const int64_t rows = std::min(kSegment, s.length - t);
+  next.clear();
+  for (const heed_view* v : {&in.x, &in.dt, &in.z}) {
+    if (rows <= 0 || !given(*v)) continue;
+    const int64_t bytes = dtype_size(v->dtype);
+    next.add(at(*v, s.b, s.begin + t, ch.begin), v->strides[1] * bytes, rows, ch.width * bytes);
+  }
+}
+
 // One sequence's block of channels. With scratch == nullptr only counts the floats that it needs.
 int64_t forward_task(const SelectiveProblem& p, int64_t n, ChannelBlock ch, float* scratch) {
   const int64_t ld = pad_to(ch.width, kVector), row = pad_to(p.states, 16);
@@ -221,6 +270,7 @@ int64_t forward_task(const SelectiveProblem& p, int64_t n, ChannelBlock ch, floa
   load_channel(in.D, ch.begin, ch.width, ld, skip);
   std::fill_n(x, 4 * kSegment * ld, 0.0f);
   const CallSpan s = call_span(p.call.head, p.time, n);
+  Fetch next;
   float* kept =
       p.kept == nullptr
           ? nullptr
@@ -239,7 +289,8 @@ int64_t forward_task(const SelectiveProblem& p, int64_t n, ChannelBlock ch, floa
     step_sizes(p, l, ld, bias, dt, nullptr);
     skip_rows(l, ld, skip, x, y);
     multiply_rows(l * ld, dt, x, x);
-    sweep_segment(l, p.states, dt, x, ld, A, b, c, row, h, y);
+    fetch_tokens(p, s, ch, t + l, next);
+    sweep_segment(l, p.states, dt, x, ld, A, b, c, row, h, y, next);
     if (!p.writes) continue;
     if (given(in.z)) {
       load_tokens(in.z, s.b, first, l, ch.begin, ch.width, z, ld);
@@ -293,12 +344,11 @@ void states_again(const Back& m, int64_t length) {
     float *hi = m.hi + n * kSegment * kVector, *lo = m.lo + n * kSegment * kVector;
     for (int64_t t = 0; t < length; ++t) {
       hn::StoreU(state, d, before + t * kVector);
-      const Decay a(hn::Mul(hn::LoadU(d, m.dt + t * kVector), rate));
-      hn::StoreU(a.hi, d, hi + t * kVector);
+      const Decay<true> a(hn::LoadU(d, m.dt + t * kVector), rate);
+      hn::StoreU(a.hi(), d, hi + t * kVector);
       hn::StoreU(a.lo(), d, lo + t * kVector);
       const VF in = hn::Mul(hn::LoadU(d, m.dt + t * kVector), hn::LoadU(d, m.x + t * kVector));
-      const VF write = hn::Mul(in, hn::Set(d, m.b[t * m.row + n]));
-      state = a.apply(state, write);
+      state = a.apply(state, in, hn::Set(d, m.b[t * m.row + n]));
       float* y = m.y + t * kVector;
       hn::StoreU(hn::MulAdd(state, hn::Set(d, m.c[t * m.row + n]), hn::LoadU(d, y)), d, y);
     }

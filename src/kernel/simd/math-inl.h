@@ -20,6 +20,18 @@ using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
 constexpr int64_t kLanes = hn::MaxLanes(DF());
 
+// x 2^n for a whole n, at least -127 (there it may be 0) but on AVX-512, which takes any.
+HWY_INLINE VF times_power_of_two(VF x, VF n) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  return VF{_mm512_scalef_ps(x.raw, n.raw)};
+#else
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  const auto biased = hn::Add(n, hn::Set(d, 12582912.0f + 127.0f));
+  return hn::Mul(x, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, biased))));
+#endif
+}
+
 // exp(x) = hi + lo for x <= 0, with hi a power of two (exact) and lo rounded once; 0 below -87.
 struct TwoFloats {
   VF hi, lo;
