@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <malloc.h>
 
+#include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <fstream>
 #include <map>
 
@@ -56,14 +56,26 @@ int64_t status_bytes(const std::string& field) {
   return 0;
 }
 
-// How much the resident memory grew at most while `run` ran.
+// A form's first run.
+struct FirstRun {
+  std::vector<at::Tensor> outputs;
+  int64_t peak_bytes = 0;  // by which the resident memory grew at most, outputs included
+  double ms = 0;
+};
+
 template <typename F>
-int64_t peak_of(F&& run) {
+FirstRun first_run(const at::Device& device, F&& run) {
+  FirstRun first;
   malloc_trim(0);  // what is free is asked for again, and so is counted
   std::ofstream("/proc/self/clear_refs") << "5";  // the peak starts from here
   const int64_t before = status_bytes("VmRSS");
-  run();
-  return std::max<int64_t>(status_bytes("VmHWM") - before, 0);
+  const auto start = std::chrono::steady_clock::now();
+  first.outputs = run();
+  wait_for(device);
+  const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - start;
+  first.ms = spent.count();
+  first.peak_bytes = std::max<int64_t>(status_bytes("VmHWM") - before, 0);
+  return first;
 }
 
 struct Core {
@@ -108,46 +120,60 @@ int64_t bytes_of(const NamedTensors& inputs, const std::vector<at::Tensor>& outp
   return bytes;
 }
 
+// Times of the forms, in their order: alternately, but for those that are so slow that their first
+// run tells enough.
+std::vector<Times> times_of(const Core& core, const std::vector<std::string>& forms,
+                            const std::vector<FirstRun>& first, const MixerOptions& options) {
+  constexpr double kSlow = 500;  // ms
+  std::vector<Times> times(forms.size());
+  std::vector<Contender> contenders;
+  std::vector<size_t> places;
+  for (size_t i = 0; i < forms.size(); ++i) {
+    times[i] = {first[i].ms, first[i].ms, first[i].ms, 1, 0, first[i].outputs};
+    if (first[i].ms > kSlow) continue;
+    const std::string& form = forms[i];
+    contenders.push_back({form, "", "", {}, [&core, form](int64_t) { return core.run(form); }});
+    places.push_back(i);
+  }
+  std::vector<const Contender*> list;
+  for (const Contender& c : contenders) list.push_back(&c);
+  const TimingOptions timing =
+      options.quick ? TimingOptions{1, 3, 0.2, 1} : TimingOptions{5, 31, 1.0, 5};
+  const std::vector<Times> alternating = time_alternately(list, 1, options.device, timing);
+  for (size_t i = 0; i < places.size(); ++i) times[places[i]] = alternating[i];
+  return times;
+}
+
 // All forms of one mechanism at one number of tokens.
 std::vector<Record> time_forms(const Mechanism& m, int64_t tokens, const MixerOptions& options) {
   const Try one = timed_call(m, tokens);
   const Core core = core_of(m, one, tokens, options.device);
-  TimingOptions timing{3, 9, 1.0, 1};
-  if (options.quick) timing = {1, 3, 0.2, 1};
-
-  std::vector<at::Tensor> expected;
-  const int64_t naive_peak = peak_of([&] { expected = core.run("naive"); });
-  std::vector<Contender> contenders;
-  std::vector<int64_t> peaks;
-  std::vector<double> errors;
+  std::vector<std::string> forms = {"naive"};
   for (const std::string& form : mixer::forms_of(m.card, core.call.settings, core.call.in)) {
-    if (form == "naive") continue;
-    std::vector<at::Tensor> out;
-    peaks.push_back(peak_of([&] { out = core.run(form); }));
-    errors.push_back(worst_error(out, expected));
-    contenders.push_back({form, "", "", {}, [&core, form](int64_t) { return core.run(form); }});
+    if (form != "naive") forms.push_back(form);
   }
-  contenders.push_back({"naive", "", "", {}, [&core](int64_t) { return core.run("naive"); }});
-  std::vector<const Contender*> list;
-  for (const Contender& c : contenders) list.push_back(&c);
-  const std::vector<Times> times = time_alternately(list, 1, options.device, timing);
+  std::vector<FirstRun> first;
+  for (const std::string& form : forms) {
+    check_interrupted();
+    first.push_back(first_run(options.device, [&] { return core.run(form); }));
+  }
+  const std::vector<Times> times = times_of(core, forms, first, options);
 
   std::vector<Record> records;
-  for (size_t i = 0; i + 1 < contenders.size(); ++i) {
+  for (size_t i = 1; i < forms.size(); ++i) {
     Record r;
-    r.name = fmt::format("mixer/{}/{}/T{}", m.card.id, contenders[i].name, tokens);
-    r.op = m.card.id, r.pass = contenders[i].name, r.dtype = "float32";
+    r.name = fmt::format("mixer/{}/{}/T{}", m.card.id, forms[i], tokens);
+    r.op = m.card.id, r.pass = forms[i], r.dtype = "float32";
     for (const auto& [name, size] : mixer::sizes_of(m, one, tokens)) r.shape[name] = size;
     for (const auto& [name, text] : one.settings) r.shape[name] = text;
     r.ms = times[i].median, r.ms_min = times[i].least, r.ms_max = times[i].most;
     r.runs = times[i].runs;
-    r.bytes = bytes_of(core.call.in, times[i].outputs);
-    r.error = errors[i], r.reference = "naive float32";
-    r.peak_bytes = peaks[i];
+    r.bytes = bytes_of(core.call.in, first[i].outputs);
+    r.error = worst_error(first[i].outputs, first[0].outputs), r.reference = "naive float32";
+    r.peak_bytes = first[i].peak_bytes;
+    r.more["naive_peak_bytes"] = first[0].peak_bytes;
     PeerRecord naive{"naive", "", ""};
-    naive.ms = times.back().median, naive.ms_min = times.back().least;
-    naive.ms_max = times.back().most;
-    r.more["naive_peak_bytes"] = naive_peak;
+    naive.ms = times[0].median, naive.ms_min = times[0].least, naive.ms_max = times[0].most;
     r.peers.push_back(std::move(naive));
     records.push_back(std::move(r));
   }

@@ -119,6 +119,7 @@ void register_aaren(Registry& registry) {
                           output("final_u", "B,H,V"), output("final_w", "B,H")};
   m.card.apply.forms = {"chunked", "naive", "recurrent"};
   m.traits = recurrent_traits(false);
+  m.card.tests.large = {{"K", 64}, {"V", 64}};
   m.core = aaren_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<AarenLayer>(config); };
   registry.add(std::move(m));

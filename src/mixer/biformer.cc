@@ -142,6 +142,7 @@ void register_biformer(Registry& registry) {
   m.traits.heads_independent = false;
   TestCard& tests = m.card.tests;
   tests.sizes = {{"H", 3}, {"D", 9}, {"V", 6}, {"a", 3}, {"T", 48}};
+  tests.large = {{"D", 64}, {"V", 64}};
   tests.timed = {{"regions", "8"}, {"topk", "4"}};
   tests.always = {{"grid", "6x8"}, {"regions", "2"}, {"topk", "2"}};
   tests.tries = {{{{"grid", "9x6"}, {"regions", "3"}, {"topk", "4"}}, {{"T", 54}}, {}},

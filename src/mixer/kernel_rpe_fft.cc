@@ -118,9 +118,7 @@ class KernelRpeLayer : public RecurrentLayer {
     const int64_t features = options.integer("features", head_dim_);
     options.close();
     const int64_t c = options.hidden(), width = heads_ * head_dim_;
-    projection(q_, "q", width, c);
-    projection(k_, "k", width, c);
-    projection(v_, "v", width, c);
+    projections(qkv_, width, width, width, c);
     projection(out_, "o", c, width);
     params_.tensor(b_, "b", at::zeros({heads_, 2 * length_ - 1}, init_options()));
     params_.tensor(w_, "features", orthogonal_features(head_dim_, features));
@@ -143,8 +141,8 @@ class KernelRpeLayer : public RecurrentLayer {
           "mixer kernel-rpe-fft: a cross pattern needs a context [B,S,C], and no pack");
     }
     const at::Tensor& from = cross ? call.context : x;
-    const at::Tensor q = pass.tokens(q_, x, heads_);
-    const at::Tensor k = pass.tokens(k_, from, heads_), v = pass.tokens(v_, from, heads_);
+    const at::Tensor q = pass.tokens(qkv_.q, x, heads_);
+    const at::Tensor k = pass.tokens(qkv_.k, from, heads_), v = pass.tokens(qkv_.v, from, heads_);
     if (!pass.decodes() && !call.cu_seqlens.defined()) {
       return output(read("parallel", q, k, v, pass.causal(), 0));
     }
@@ -181,7 +179,8 @@ class KernelRpeLayer : public RecurrentLayer {
 
   int64_t heads_, head_dim_, length_;
   bool unit_;
-  HeadTokens q_, k_, v_, out_;
+  QkvTokens qkv_;
+  HeadTokens out_;
   at::Tensor b_, w_;
   size_t kept_;
 };
@@ -202,6 +201,7 @@ void register_kernel_rpe_fft(Registry& registry) {
   m.card.apply.outputs = {output("out", "B,T,H,V")};
   m.card.apply.forms = {"parallel", "naive"};
   m.card.tests.keys = "S";
+  m.card.tests.large = {{"D", 32}, {"V", 64}, {"m", 64}};
   m.card.tests.lengths = {1, 2, 37, 131};  // b of no query and no key would have -1 entries
   m.core = kernel_rpe_fft_core;
   m.layer = [](const LayerConfig& config) { return std::make_unique<KernelRpeLayer>(config); };

@@ -242,6 +242,7 @@ void register_landmark(Registry& registry) {
   TestCard& tests = m.card.tests;
   tests.sizes = {{"D", 9}, {"V", 6}};
   tests.large = {{"D", 64}, {"V", 64}};
+  tests.timed = {{"block", "50"}};
   tests.always = {{"block", "7"}};
   tests.tries = {{{{"block", "1"}}, {}, {}}, {{{"block", "200"}}, {}, {}}};
   tests.layer.options = R"({"block": 7})";

@@ -243,6 +243,7 @@ void set_neighborhood_row(Card& card, bool strided) {
   TestCard& tests = card.tests;
   tests.heads = {"H", "Hk"};
   tests.sizes = {{"H", 4}, {"Hk", 2}, {"D", 9}, {"V", 6}, {"E", 2}, {"T", 36}};
+  tests.large = {{"D", 64}, {"V", 64}};
   tests.timed = {{"window", "13"}};
   tests.always = {{"window", "5"}};
   const auto grid = [&](const char* axes, int64_t t, SettingList more) {
