@@ -16,9 +16,7 @@
 
 namespace heed::cli {
 
-void CommonOptions::add_json(CLI::App* command) {
-  command->add_flag("--json", json, "Print JSON instead of a table");
-}
+void CommonOptions::add_json(CLI::App* command) { command->add_flag("--json", json, "Print JSON"); }
 
 void CommonOptions::add_compute(CLI::App* command) {
   add_device(command);

@@ -116,7 +116,7 @@ void run_several(const Decoder& model, const Tokenizer& tokenizer,
   std::vector<int64_t> ids;
   for (Request& request : requests) ids.push_back(batch.add(std::move(request)));
   Json all = Json::array();
-  int64_t tokens = 0;
+  int64_t tokens = 0, prompt_tokens = 0, kv_bytes = 0;
   const auto start = std::chrono::steady_clock::now();
   size_t done = 0;
   for (bool more = true; more;) {
@@ -124,6 +124,8 @@ void run_several(const Decoder& model, const Tokenizer& tokenizer,
     for (; done < ids.size() && batch.ended(ids[done]); ++done) {
       const Generation result = batch.take(ids[done]);
       tokens += static_cast<int64_t>(result.tokens.size());
+      prompt_tokens += result.prompt_tokens;
+      kv_bytes += result.kv_bytes;
       if (json) {
         all.push_back(to_json(result, type));
         all.back()["prompt"] = texts[done];
@@ -136,8 +138,11 @@ void run_several(const Decoder& model, const Tokenizer& tokenizer,
     print_now(pretty_json(all));
   } else {
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-    fmt::print(stderr, "\n{} prompts, {} tokens generated, {:.1f} tokens/s with prompts\n",
-               ids.size(), tokens, rate(tokens, spent.count()));
+    fmt::print(stderr,
+               "\n{} prompts of {} tokens; {} tokens generated, {:.1f} tokens/s with prompts; keys "
+               "and values {:.2f} MB\n",
+               ids.size(), prompt_tokens, tokens, rate(tokens, spent.count()),
+               static_cast<double>(kv_bytes) / 1e6);
   }
 }
 

@@ -41,7 +41,9 @@ void add_list(CLI::App& app) {
                         {"family", card.family},
                         {"kind", card.kind},
                         {"title", card.title},
-                        {"status", card.ready ? "ready" : "planned"}});
+                        {"status", card.ready ? "ready" : "planned"},
+                        {"patterns", card.ready ? card.patterns : ""},
+                        {"layer", card.has_layer}});
       }
       fmt::print("{}", pretty_json(rows));
       return;

@@ -28,6 +28,7 @@ Json tensors_json(const std::vector<mixer::TensorSpec>& specs) {
         {{"name", spec.name},
          {"shape", spec.shape},
          {"dtype", spec.dtype == mixer::Dtype::kFloat ? "float32" : mixer::dtype_name(spec.dtype)},
+         {"by_dtype", spec.token},
          {"optional", spec.optional},
          {"group", spec.group},
          {"gradient", spec.grad},

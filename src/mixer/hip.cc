@@ -254,11 +254,12 @@ void register_hip(Registry& registry) {
   Mechanism m;
   m.card.id = "hip";
   m.card.equations =
-      "query block i searches n = max(E - window, 0) keys in blocks: kb = topk/block_k groups, "
-      "split\n"
+      "query block i ends before E and searches the n = max(E - window, 0) first keys in blocks:\n"
+      "all are chosen if n <= topk, else from kb = topk/block_k groups on every group is split\n"
       "in halves, scored by max q.k over the half's first block, the kb best kept, until all are "
       "one\n"
-      "block; query p sees j <= p in a chosen block, or j > p - window, or j < sinks; softmax";
+      "block; query p sees j <= p in a chosen block, or j > p - window, or j < sinks; softmax\n"
+      "indices: the chosen blocks, ascending, behind as many -1 as are missing";
   m.card.state_size = "Hk (D+V) T";
   m.card.apply.inputs = {token("q", "B,T,H,D"), token("k", "B,T,Hk,D"), token("v", "B,T,Hk,V")};
   m.card.apply.settings = {

@@ -294,7 +294,8 @@ void register_nsa(Registry& registry) {
       "o_cmp: softmax attention over the means of the blocks complete at t\n"
       "o_slc: over tokens j <= t of `blocks` blocks: 0, t's, the one before, then by the "
       "compressed\n"
-      "probability averaged over the group;  o_swa: over t - window < j <= t\n"
+      "probability averaged over the group, or those of block_indices (-1: none) in their place\n"
+      "o_swa: over t - window < j <= t; 0 if window is 0\n"
       "out = g_cmp o_cmp + g_slc o_slc + g_swa o_swa";
   m.card.state_size = "J (K+V) (T + T/block)";
   m.card.apply.inputs = {token("q", "B,T,H,K"),

@@ -293,6 +293,7 @@ std::string describe(const ApplyRow& row) {
     for (const TensorSpec& spec : specs) {
       text += fmt::format("  {} [{}]", spec.name, spec.shape);
       if (spec.dtype != Dtype::kFloat) text += fmt::format(" {}", dtype_name(spec.dtype));
+      if (spec.token) text += " by --dtype";
       if (!spec.below.empty()) text += fmt::format(" from {} to below {}", spec.least, spec.below);
       if (spec.optional) {
         text += spec.group.empty() ? " (optional)"
