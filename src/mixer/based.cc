@@ -59,9 +59,7 @@ class BasedLayer : public RecurrentLayer {
       throw UsageError("mixer based: rotation needs an even head size, it is {}", head_dim_);
     }
     const int64_t c = options.hidden(), width = heads_ * head_dim_;
-    projection(q_, "q", heads_ * dim, c);
-    projection(k_, "k", heads_ * dim, c);
-    projection(v_, "v", width, c);
+    projections(qkv_, heads_ * dim, heads_ * dim, width, c);
     projection(out_, "o", c, width);
     const int64_t features = 1 + dim + dim * dim;
     parts_.state = fixed("state", {1, heads_, features, head_dim_});
@@ -81,9 +79,9 @@ class BasedLayer : public RecurrentLayer {
     const auto project = [&](const HeadTokens& to) {
       return features(pass.tokens(to, x, heads_).to(at::kFloat), scale_);
     };
-    const at::Tensor v = pass.tokens(v_, x, heads_);
+    const at::Tensor v = pass.tokens(qkv_.v, x, heads_);
     PoolRead read{{}, normalised(1e-12)};
-    read.x.q = project(q_), read.x.k = project(k_), read.x.v = v.to(at::kFloat);
+    read.x.q = project(qkv_.q), read.x.k = project(qkv_.k), read.x.v = v.to(at::kFloat);
     at::Tensor o = pool_pass(pass, parts_, read).to(x.scalar_type());
     if (window_ > 0) {
       const RopeTables angles = rope_at(pass.positions(), head_dim_, theta_);
@@ -98,7 +96,8 @@ class BasedLayer : public RecurrentLayer {
  private:
   int64_t heads_, head_dim_, window_;
   double theta_, scale_;
-  HeadTokens q_, k_, v_, near_q_, near_k_, out_;  // near_: undefined without a window
+  QkvTokens qkv_;
+  HeadTokens near_q_, near_k_, out_;  // near_: undefined without a window
   PoolParts parts_;
   size_t near_ = 0;
 };

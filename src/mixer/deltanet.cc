@@ -23,13 +23,9 @@ class DeltaNetLayer : public RecurrentLayer {
     const bool gated = options.flag("output_gate", false);
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
+    projections(qkv_, hk, hk, hv, c);
     params_.matrix(beta_, "b_proj.weight", heads_, c);
-    convolution(q_, "q", hk, taps);
-    convolution(k_, "k", hk, taps);
-    convolution(v_, "v", hv, taps);
+    convolutions(qkv_, taps);
     params_.tensor(norm_, "o_norm.weight", at::ones({value_dim}, init_options()));
     params_.matrix(out_, "o_proj.weight", c, hv);
     if (gated) params_.matrix(gate_, "g_proj.weight", hv, c);
@@ -41,9 +37,9 @@ class DeltaNetLayer : public RecurrentLayer {
 
  protected:
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
-    const at::Tensor q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
-    const at::Tensor k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
-    const at::Tensor v = pass.tokens(v_, x, heads_);
+    const at::Tensor q = l2_norm(pass.tokens(qkv_.q, x, heads_), 1e-6);
+    const at::Tensor k = l2_norm(pass.tokens(qkv_.k, x, heads_), 1e-6);
+    const at::Tensor v = pass.tokens(qkv_.v, x, heads_);
     op::ScanInputs in;
     in.beta = at::sigmoid(linear(x, beta_).to(at::kFloat)).mul(beta_range_);
     const at::Tensor o = pass.scan(state_, q, k, v, in, scan_);
@@ -55,7 +51,7 @@ class DeltaNetLayer : public RecurrentLayer {
  private:
   int64_t heads_;
   double beta_range_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight beta_, gate_, out_;  // gate: undefined without output_gate
   at::Tensor norm_;
   size_t state_;

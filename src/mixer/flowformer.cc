@@ -119,9 +119,7 @@ class FlowformerLayer : public RecurrentLayer {
     const int64_t value_dim = options.head_width("expand_v", 1.0);
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c, true);
-    projection(k_, "k", hk, c, true);
-    projection(v_, "v", hv, c, true);
+    projections(qkv_, hk, hk, hv, c, true);
     projection(out_, "o", c, hv, true);
     parts_.state = fixed("state", {1, heads_, key_dim, value_dim});
     flow_ = fixed("flow", {1, heads_, 4 * key_dim + 2});
@@ -141,8 +139,9 @@ class FlowformerLayer : public RecurrentLayer {
     const auto by_head = [&](const HeadTokens& to, const Tensor& in) {
       return pass.tokens(to, in, heads_).to(at::kFloat);
     };
-    const Flow flow = {by_head(q_, x).sigmoid(), by_head(k_, from).sigmoid(), clamp_, 1e-6, 0};
-    const Tensor v = by_head(v_, from);
+    const Flow flow = {by_head(qkv_.q, x).sigmoid(), by_head(qkv_.k, from).sigmoid(), clamp_, 1e-6,
+                       0};
+    const Tensor v = by_head(qkv_.v, from);
     Tensor o;
     if (pass.causal()) {
       PoolRead read;
@@ -173,7 +172,8 @@ class FlowformerLayer : public RecurrentLayer {
 
   int64_t heads_;
   double clamp_;
-  HeadTokens q_, k_, v_, out_;
+  QkvTokens qkv_;
+  HeadTokens out_;
   PoolParts parts_;
   size_t flow_;
 };

@@ -22,18 +22,14 @@ class GatedDeltaNetLayer : public RecurrentLayer {
     beta_range_ = options.flag("negative_eigenvalues", false) ? 2.0 : 1.0;
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
+    projections(qkv_, hk, hk, hv, c);
     params_.matrix(gate_, "g_proj.weight", hv, c);
     params_.matrix(step_, "a_proj.weight", heads_, c);
     params_.matrix(beta_, "b_proj.weight", heads_, c);
     params_.tensor(a_log_, "A_log",
                    at::log(at::empty({heads_}, init_options()).uniform_(1e-3, 16.0)));
     params_.tensor(dt_bias_, "dt_bias", init_dt_bias(heads_));
-    convolution(q_, "q", hk, taps);
-    convolution(k_, "k", hk, taps);
-    convolution(v_, "v", hv, taps);
+    convolutions(qkv_, taps);
     params_.tensor(norm_, "o_norm.weight", at::ones({value_dim}, init_options()));
     params_.matrix(out_, "o_proj.weight", c, hv);
     state_ = fixed("state", {1, heads_, key_dim, value_dim});
@@ -44,9 +40,9 @@ class GatedDeltaNetLayer : public RecurrentLayer {
 
  protected:
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
-    const at::Tensor q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
-    const at::Tensor k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
-    const at::Tensor v = pass.tokens(v_, x, heads_);
+    const at::Tensor q = l2_norm(pass.tokens(qkv_.q, x, heads_), 1e-6);
+    const at::Tensor k = l2_norm(pass.tokens(qkv_.k, x, heads_), 1e-6);
+    const at::Tensor v = pass.tokens(qkv_.v, x, heads_);
     op::ScanInputs in;
     in.beta = at::sigmoid(linear(x, beta_).to(at::kFloat)).mul(beta_range_);
     const at::Tensor dt =
@@ -60,7 +56,7 @@ class GatedDeltaNetLayer : public RecurrentLayer {
  private:
   int64_t heads_;
   double beta_range_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight gate_, step_, beta_, out_;
   at::Tensor a_log_, dt_bias_, norm_;
   size_t state_;

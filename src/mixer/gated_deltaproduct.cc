@@ -48,12 +48,8 @@ class GatedDeltaProductLayer : public RecurrentLayer {
     const bool decays = options.flag("decay", true);
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", steps_ * hk, c);
-    projection(v_, "v", steps_ * hv, c);
-    convolution(q_, "q", hk, taps);
-    convolution(k_, "k", steps_ * hk, taps);
-    convolution(v_, "v", steps_ * hv, taps);
+    projections(qkv_, hk, steps_ * hk, steps_ * hv, c);
+    convolutions(qkv_, taps);
     params_.matrix(beta_, "b_proj.weight", steps_ * heads_, c);
     if (decays) {
       params_.matrix(step_, "a_proj.weight", heads_, c);
@@ -77,9 +73,9 @@ class GatedDeltaProductLayer : public RecurrentLayer {
     const auto by_step = [&](const at::Tensor& y) {  // [B,T,n H,D] -> [B,nT,H,D]
       return y.reshape({batch, tokens * steps_, heads_, y.size(3)});
     };
-    const at::Tensor q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
-    const at::Tensor k = l2_norm(by_step(pass.tokens(k_, x, steps_ * heads_)), 1e-6);
-    const at::Tensor v = by_step(pass.tokens(v_, x, steps_ * heads_));
+    const at::Tensor q = l2_norm(pass.tokens(qkv_.q, x, heads_), 1e-6);
+    const at::Tensor k = l2_norm(by_step(pass.tokens(qkv_.k, x, steps_ * heads_)), 1e-6);
+    const at::Tensor v = by_step(pass.tokens(qkv_.v, x, steps_ * heads_));
     op::ScanInputs in;
     in.beta = at::sigmoid(linear(x, beta_).to(at::kFloat))
                   .mul(beta_range_)
@@ -98,7 +94,7 @@ class GatedDeltaProductLayer : public RecurrentLayer {
  private:
   int64_t heads_, steps_;
   double beta_range_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight gate_, step_, beta_, out_;  // step_: undefined without decay
   at::Tensor a_log_, dt_bias_, norm_;
   size_t state_;

@@ -22,20 +22,14 @@ class GlaLayer : public RecurrentLayer {
     const int64_t taps = options.integer("conv", 0, 0);  // 0: no short convolution
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
+    projections(qkv_, hk, hk, hv, c);
     params_.matrix(gate_, "g_proj.weight", hv, c);
     params_.matrix(decay_down_, "gk_proj.0.weight", rank, c);
     params_.matrix(decay_up_, "gk_proj.1.weight", hk, rank);
     params_.tensor(decay_bias_, "gk_proj.1.bias", at::zeros({hk}, init_options()));
     params_.tensor(norm_, "g_norm.weight", at::ones({value_dim}, init_options()));
     params_.matrix(out_, "o_proj.weight", c, hv);
-    if (taps > 0) {
-      convolution(q_, "q", hk, taps);
-      convolution(k_, "k", hk, taps);
-      convolution(v_, "v", hv, taps);
-    }
+    convolutions(qkv_, taps);
     state_ = fixed("state", {1, heads_, key_dim, value_dim});
     scan_.scale = 1.0 / std::sqrt(static_cast<double>(key_dim));
   }
@@ -44,8 +38,8 @@ class GlaLayer : public RecurrentLayer {
 
  protected:
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
-    const at::Tensor q = pass.tokens(q_, x, heads_), k = pass.tokens(k_, x, heads_);
-    const at::Tensor v = pass.tokens(v_, x, heads_);
+    const at::Tensor q = pass.tokens(qkv_.q, x, heads_), k = pass.tokens(qkv_.k, x, heads_);
+    const at::Tensor v = pass.tokens(qkv_.v, x, heads_);
     const at::Tensor z = linear(linear(x, decay_down_), decay_up_, decay_bias_);
     op::ScanInputs in;
     in.log_decay = mixer::heads(at::log_sigmoid(z.to(at::kFloat)).div(normalizer_), heads_);
@@ -57,7 +51,7 @@ class GlaLayer : public RecurrentLayer {
  private:
   int64_t heads_;
   double normalizer_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight gate_, decay_down_, decay_up_, out_;
   at::Tensor decay_bias_, norm_;
   size_t state_;

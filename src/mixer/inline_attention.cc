@@ -61,9 +61,7 @@ class InlineLayer : public RecurrentLayer {
       throw UsageError("mixer inline-attention: hidden size {} is no multiple of its {} heads", c,
                        heads_);
     }
-    projection(q_, "q", hk, c, true);
-    projection(k_, "k", hk, c, true);
-    projection(v_, "v", c, c, true);
+    projections(qkv_, hk, hk, c, c, true);
     projection(out_, "o", c, c, true);
     const int64_t value_dim = c / heads_;
     if (local_) {
@@ -93,9 +91,9 @@ class InlineLayer : public RecurrentLayer {
  protected:
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
     PoolRead read{{}, options_};
-    read.x.q = feature(phi_, pass.tokens(q_, x, heads_));
-    read.x.k = feature(phi_, pass.tokens(k_, x, heads_));
-    const at::Tensor v = read.x.v = pass.tokens(v_, x, heads_);
+    read.x.q = feature(phi_, pass.tokens(qkv_.q, x, heads_));
+    read.x.k = feature(phi_, pass.tokens(qkv_.k, x, heads_));
+    const at::Tensor v = read.x.v = pass.tokens(qkv_.v, x, heads_);
     at::Tensor o = pool_pass(pass, parts_, read);
     if (local_) o = o.add(residual(x, v, pass));
     return linear(o.flatten(2), out_.weight, out_.bias);
@@ -132,7 +130,8 @@ class InlineLayer : public RecurrentLayer {
   int64_t heads_, outside_;
   std::string phi_;
   bool local_;
-  HeadTokens q_, k_, v_, out_;
+  QkvTokens qkv_;
+  HeadTokens out_;
   at::Tensor mean_in_, mean_in_bias_, mean_out_, mean_out_bias_;  // undefined unless local
   PoolParts parts_;
   op::PoolOptions options_;

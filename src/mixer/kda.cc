@@ -23,12 +23,8 @@ class KdaLayer : public RecurrentLayer {
     bounded_ = options.flag("bounded", false);
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
-    convolution(q_, "q", hk, taps);
-    convolution(k_, "k", hk, taps);
-    convolution(v_, "v", hv, taps);
+    projections(qkv_, hk, hk, hv, c);
+    convolutions(qkv_, taps);
     params_.matrix(decay_down_, "f_proj.0.weight", rank, c);
     params_.matrix(decay_up_, "f_proj.1.weight", hk, rank);
     const at::Tensor rate = at::empty({heads_}, init_options()).uniform_(1.0, 16.0).log();
@@ -48,9 +44,9 @@ class KdaLayer : public RecurrentLayer {
 
  protected:
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
-    const at::Tensor q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
-    const at::Tensor k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
-    const at::Tensor v = pass.tokens(v_, x, heads_);
+    const at::Tensor q = l2_norm(pass.tokens(qkv_.q, x, heads_), 1e-6);
+    const at::Tensor k = l2_norm(pass.tokens(qkv_.k, x, heads_), 1e-6);
+    const at::Tensor v = pass.tokens(qkv_.v, x, heads_);
     const at::Tensor f =
         linear(linear(x, decay_down_), decay_up_).to(at::kFloat).add(dt_bias_.to(at::kFloat));
     const at::Tensor rate = at::exp(a_log_.to(at::kFloat)).unsqueeze(-1);  // [H,1]
@@ -66,7 +62,7 @@ class KdaLayer : public RecurrentLayer {
  private:
   int64_t heads_;
   bool bounded_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight decay_down_, decay_up_, beta_, gate_down_, gate_up_, out_;
   at::Tensor a_log_, dt_bias_, gate_bias_, norm_;
   size_t state_;

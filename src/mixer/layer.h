@@ -27,6 +27,12 @@ namespace heed::mixer {
 
 enum class Pattern { kCausalSelf, kNoncausalSelf, kCausalCross, kNoncausalCross };
 
+// Whether the query of a pattern sees no later key, and whether keys are those of a context.
+bool is_causal(Pattern pattern);
+bool is_cross(Pattern pattern);
+// As cards say it: "noncausal cross".
+std::string pattern_name(Pattern pattern);
+
 // Looks at tensors by name while a model runs, and may put others in their place.
 class Taps {
  public:

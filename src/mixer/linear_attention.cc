@@ -79,9 +79,7 @@ class LinearAttentionLayer : public RecurrentLayer {
     elu_ = options.flag("elu", true);  // else relu
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim_;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
+    projections(qkv_, hk, hk, hv, c);
     params_.matrix(out_, "o_proj.weight", c, hv);
     if (!normalize_) {
       params_.tensor(norm_, "o_norm.weight", at::ones({value_dim_}, init_options()));
@@ -98,7 +96,7 @@ class LinearAttentionLayer : public RecurrentLayer {
       const at::Tensor y = pass.tokens(to, x, heads_);
       return elu_ ? at::elu(y).add(1.0) : at::relu(y);
     };
-    at::Tensor q = feature(q_), k = feature(k_), v = pass.tokens(v_, x, heads_);
+    at::Tensor q = feature(qkv_.q), k = feature(qkv_.k), v = pass.tokens(qkv_.v, x, heads_);
     if (normalize_) {
       q = q.to(at::kFloat);
       k = k.to(at::kFloat);
@@ -116,7 +114,7 @@ class LinearAttentionLayer : public RecurrentLayer {
  private:
   int64_t heads_, value_dim_;
   bool normalize_, elu_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight out_;
   at::Tensor norm_;
   size_t state_;

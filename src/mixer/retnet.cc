@@ -29,9 +29,7 @@ class RetNetLayer : public RecurrentLayer {
       throw UsageError("mixer retnet: rotation needs an even key width, it is {}", key_dim_);
     }
     const int64_t c = options.hidden(), hk = heads_ * key_dim_, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
+    projections(qkv_, hk, hk, hv, c);
     params_.matrix(gate_, "g_proj.weight", hv, c);
     params_.tensor(norm_, "g_norm.weight", at::ones({value_dim}, init_options()));
     params_.matrix(out_, "o_proj.weight", c, hv);
@@ -43,8 +41,8 @@ class RetNetLayer : public RecurrentLayer {
 
  protected:
   at::Tensor mix(const at::Tensor& x, RecurrentPass& pass) override {
-    at::Tensor q = pass.tokens(q_, x, heads_), k = pass.tokens(k_, x, heads_);
-    const at::Tensor v = pass.tokens(v_, x, heads_);
+    at::Tensor q = pass.tokens(qkv_.q, x, heads_), k = pass.tokens(qkv_.k, x, heads_);
+    const at::Tensor v = pass.tokens(qkv_.v, x, heads_);
     if (theta_ > 0) {
       const RopeTables angles = rope_at(pass.positions(), key_dim_, theta_);
       q = rotate(q, angles.cos, angles.sin);
@@ -60,7 +58,7 @@ class RetNetLayer : public RecurrentLayer {
  private:
   int64_t heads_, key_dim_;
   double theta_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight gate_, out_;
   at::Tensor norm_;
   size_t state_;

@@ -62,12 +62,8 @@ class TitansLayer : public LearnLayer {
     learn_.chunk = options.integer("chunk", 16);
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;
-    projection(q_, "q", hk, c);
-    projection(k_, "k", hk, c);
-    projection(v_, "v", hv, c);
-    convolution(q_, "q", hk, taps);
-    convolution(k_, "k", hk, taps);
-    convolution(v_, "v", hv, taps);
+    projections(qkv_, hk, hk, hv, c);
+    convolutions(qkv_, taps);
     // Slow at first: all errors of a chunk are taken at one memory, and their steps add up.
     const auto rate = [&](Rate& to, const std::string& name, double bias) {
       params_.matrix(to.weight, name + "_proj.weight", heads_, c);
@@ -85,9 +81,9 @@ class TitansLayer : public LearnLayer {
  protected:
   Tensor mix(const Tensor& x, RecurrentPass& pass) override {
     op::LearnTensors t;
-    t.q = l2_norm(pass.tokens(q_, x, heads_), 1e-6);
-    t.k = l2_norm(pass.tokens(k_, x, heads_), 1e-6);
-    t.v = pass.tokens(v_, x, heads_);
+    t.q = l2_norm(pass.tokens(qkv_.q, x, heads_), 1e-6);
+    t.k = l2_norm(pass.tokens(qkv_.k, x, heads_), 1e-6);
+    t.v = pass.tokens(qkv_.v, x, heads_);
     t.alpha = alpha_(x), t.eta = eta_(x), t.theta = theta_(x);
     const Tensor o = learn(pass, t);
     const Tensor gate = at::silu(linear(x, gate_));
@@ -104,7 +100,7 @@ class TitansLayer : public LearnLayer {
   };
 
   int64_t heads_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Rate alpha_, eta_, theta_;
   Weight gate_, out_;
   Tensor norm_;

@@ -72,14 +72,8 @@ class TttLinearLayer : public LearnLayer {
     learn_.norm = learn_.bias = 1;
     learn_.scale = paper_ ? 1.0 : 1.0 / std::sqrt(static_cast<double>(dim));
     const int64_t c = options.hidden(), width = heads_ * dim;
-    projection(q_, "q", width, c);
-    projection(k_, "k", width, c);
-    projection(v_, "v", width, c);
-    if (taps > 0) {
-      convolution(q_, "q", width, taps);
-      convolution(k_, "k", width, taps);
-      convolution(v_, "v", width, taps);
-    }
+    projections(qkv_, width, width, width, c);
+    convolutions(qkv_, taps);
     params_.matrix(lr_, "lr_proj.weight", heads_, c);
     params_.tensor(lr_bias_, "lr_proj.bias", at::zeros({heads_}, init_options()));
     params_.tensor(tau_, "tau", at::arange(1, learn_.chunk + 1, init_options()).reciprocal());
@@ -95,8 +89,8 @@ class TttLinearLayer : public LearnLayer {
       return pass.tokens(to, x, heads_).to(at::kFloat);
     };
     op::LearnTensors t;
-    t.q = project(q_), t.k = project(k_);
-    t.v = project(v_).sub(t.k);
+    t.q = project(qkv_.q), t.k = project(qkv_.k);
+    t.v = project(qkv_.v).sub(t.k);
     t.norm_weight = ln_weight_.to(at::kFloat), t.norm_bias = ln_bias_.to(at::kFloat);
     const Tensor lr = at::sigmoid(linear(x, lr_).to(at::kFloat).add(lr_bias_.to(at::kFloat)));
     const Tensor tau = tau_.to(at::kFloat).index({pass.places(learn_.chunk)}).unsqueeze(-1);
@@ -114,7 +108,7 @@ class TttLinearLayer : public LearnLayer {
   int64_t heads_;
   bool paper_;
   double rate_;
-  HeadTokens q_, k_, v_;
+  QkvTokens qkv_;
   Weight lr_, out_;
   Tensor lr_bias_, tau_, ln_weight_, ln_bias_;
 };

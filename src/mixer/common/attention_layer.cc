@@ -16,13 +16,6 @@ namespace heed::mixer {
 
 using at::Tensor;
 
-bool is_causal(Pattern pattern) {
-  return pattern == Pattern::kCausalSelf || pattern == Pattern::kCausalCross;
-}
-bool is_cross(Pattern pattern) {
-  return pattern == Pattern::kCausalCross || pattern == Pattern::kNoncausalCross;
-}
-
 namespace {
 
 // Rows as [B, T, ...]; T may be a context's.
@@ -375,9 +368,8 @@ bool AttentionLayer::plain(const Heads& h) {
 
 void AttentionLayer::check(const Call& call, const Layout& layout) const {
   if (!takes(call.pattern)) {
-    throw UsageError("mixer {}: {}{} attention is none of its patterns", id_,
-                     is_causal(call.pattern) ? "causal " : "noncausal ",
-                     is_cross(call.pattern) ? "cross" : "self");
+    throw UsageError("mixer {}: {} attention is none of its patterns", id_,
+                     pattern_name(call.pattern));
   }
   if (call.pattern != Pattern::kCausalSelf && !call.states.empty()) {
     throw UsageError("mixer {}: only causal self attention decodes with states", id_);

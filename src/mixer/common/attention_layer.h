@@ -114,8 +114,4 @@ class AttentionLayer : public Layer {
   at::Tensor qkv_bias_;
 };
 
-// Whether the query of a pattern sees no later key, and whether keys are those of a context.
-bool is_causal(Pattern pattern);
-bool is_cross(Pattern pattern);
-
 }  // namespace heed::mixer

@@ -10,6 +10,17 @@
 
 namespace heed::mixer {
 
+bool is_causal(Pattern pattern) {
+  return pattern == Pattern::kCausalSelf || pattern == Pattern::kCausalCross;
+}
+bool is_cross(Pattern pattern) {
+  return pattern == Pattern::kCausalCross || pattern == Pattern::kNoncausalCross;
+}
+std::string pattern_name(Pattern pattern) {
+  return std::string(is_causal(pattern) ? "causal " : "noncausal ") +
+         (is_cross(pattern) ? "cross" : "self");
+}
+
 Layout Layout::of(const at::Tensor& x, const std::vector<int64_t>& cu_seqlens,
                   std::span<const int64_t> past) {
   Layout out;

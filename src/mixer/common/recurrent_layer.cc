@@ -220,10 +220,8 @@ bool single_tokens(const Tensor& x, const Call& call) {
 
 Tensor RecurrentLayer::forward(const Tensor& x, Call& call) {
   if (!takes(call.pattern)) {
-    throw UsageError("mixer {} does not take this pattern: {}", id_,
-                     call.pattern == Pattern::kCausalSelf
-                         ? "with these options it is not causal"
-                         : "it is causal self attention with these options");
+    throw UsageError("mixer {}: {} attention is none of its patterns with these options", id_,
+                     pattern_name(call.pattern));
   }
   const bool batch = single_tokens(x, call);
   const Tensor cu_seqlens = call.cu_seqlens, positions = call.positions;
@@ -298,10 +296,24 @@ void RecurrentLayer::projection(HeadTokens& to, const std::string& name, int64_t
   if (bias) params_.tensor(to.bias, name + "_proj.bias", at::zeros({width}, init_options()));
 }
 
-void RecurrentLayer::convolution(HeadTokens& to, const std::string& name, int64_t width,
-                                 int64_t taps) {
+void RecurrentLayer::convolution(HeadTokens& to, const std::string& name, int64_t taps) {
+  const int64_t width = to.weight.out();
   params_.tensor(to.taps, name + "_conv1d.weight", init_conv(width, taps));
   to.history = history("conv_" + name, width, taps - 1);
+}
+
+void RecurrentLayer::projections(QkvTokens& to, int64_t q, int64_t k, int64_t v, int64_t hidden,
+                                 bool bias) {
+  projection(to.q, "q", q, hidden, bias);
+  projection(to.k, "k", k, hidden, bias);
+  projection(to.v, "v", v, hidden, bias);
+}
+
+void RecurrentLayer::convolutions(QkvTokens& to, int64_t taps) {
+  if (taps == 0) return;
+  convolution(to.q, "q", taps);
+  convolution(to.k, "k", taps);
+  convolution(to.v, "v", taps);
 }
 
 }  // namespace heed::mixer

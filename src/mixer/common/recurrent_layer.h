@@ -22,6 +22,10 @@ struct HeadTokens {
   size_t history = 0;
 };
 
+struct QkvTokens {
+  HeadTokens q, k, v;
+};
+
 // What an engine of the table (op/dispatch.h) carries from call to call: a part of the state, and
 // the tensors of the engine's struct X where it begins and ends.
 template <class X>
@@ -153,7 +157,12 @@ class RecurrentLayer : public Layer {
   void projection(HeadTokens& to, const std::string& name, int64_t width, int64_t hidden,
                   bool bias = false);
   // "NAME_conv1d.weight" and part "conv_NAME", behind a projection.
-  void convolution(HeadTokens& to, const std::string& name, int64_t width, int64_t taps);
+  void convolution(HeadTokens& to, const std::string& name, int64_t taps);
+
+  // The same for q, k and v, by these names.
+  void projections(QkvTokens& to, int64_t q, int64_t k, int64_t v, int64_t hidden,
+                   bool bias = false);
+  void convolutions(QkvTokens& to, int64_t taps);  // 0 taps: none
 
   // Work of one token that neither matrices nor states [1,H,K,V] tell.
   int64_t token_flops_ = 0;
