@@ -72,7 +72,7 @@ void query_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float*
         std::fill_n(x.v, rows * ldv, 0.0f);
       }
       load_factors(s.in.row_scale, queries.b, first, h, rows, x.factors);
-      product(rows, s.dv, s.dm, {x.q, ldm, 1}, sums.s, ldv, x.dv, ldv, Init::kZero);
+      product(rows, s.dv, s.dm, {x.q, ldm, 1}, sums.s, s.row(), x.dv, ldv, Init::kZero);
       double by_sum[kPoolBlock];
       std::fill_n(x.z, ldm, 0.0f);
       std::fill_n(x.u, ldv, 0.0f);
@@ -82,8 +82,9 @@ void query_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float*
                                  x.u, x.by_factors + i);
         if (keys == 0) x.by_factors[i] = 0;
       }
-      product(rows, s.dm, s.dv, {x.v, ldv, 1}, transposed, ldm, x.dq, ldm, Init::kZero);
-      product(s.dm, s.dv, rows, {x.q, 1, ldm}, x.v, ldv, grads.s, ldv, Init::kAdd);
+      product(rows, s.dm, s.dv, {x.v, ldv, 1}, transposed, s.transposed_row(), x.dq, ldm,
+              Init::kZero);
+      product(s.dm, s.dv, rows, {x.q, 1, ldm}, x.v, ldv, grads.s, s.row(), Init::kAdd);
       for (int64_t i = 0; s.needs_sums() && i < rows; ++i) {
         add_row(sums.z, static_cast<float>(by_sum[i]), ldm, x.dq + i * ldm);
         add_row(x.q + i * ldm, static_cast<float>(by_sum[i]), ldm, x.z);
@@ -110,8 +111,9 @@ void key_task(const PoolProblem& s, int64_t n, int64_t j, int64_t part, float* f
     load_tile(s.in.k, keys.b, first, j, rows, s.dm, nullptr, x.q, ldm);
     load_tile(s.in.v, keys.b, first, j, rows, s.dv, nullptr, x.v, ldv);
     load_factors(s.in.key_weight, keys.b, first, j, rows, x.factors);
-    product(rows, s.dm, s.dv, {x.v, ldv, 1}, transposed, ldm, x.dq, ldm, Init::kZero);
-    product(rows, s.dv, s.dm, {x.q, ldm, 1}, grads.s, ldv, x.dv, ldv, Init::kZero);
+    product(rows, s.dm, s.dv, {x.v, ldv, 1}, transposed, s.transposed_row(), x.dq, ldm,
+            Init::kZero);
+    product(rows, s.dv, s.dm, {x.q, ldm, 1}, grads.s, s.row(), x.dv, ldv, Init::kZero);
     for (int64_t i = 0; i < rows; ++i) {
       float *dk = x.dq + i * ldm, *dv = x.dv + i * ldv;
       if (s.needs_sums()) add_row(grads.z, 1, ldm, dk);

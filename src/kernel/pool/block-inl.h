@@ -75,6 +75,14 @@ HWY_INLINE float* rows_in_place(const Strided& x, int64_t b, int64_t t, int64_t 
   *ld = x.t;
   return reinterpret_cast<float*>(x.row(b, t, h));
 }
+// Rows of the next tile, to be asked for while this one is computed: they lie too far apart for the
+// processor to see what comes.
+HWY_INLINE void fetch_tile(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t rows,
+                           int64_t n, Fetch& next, bool write = false) {
+  if (rows <= 0 || !x) return;
+  const int64_t bytes = dtype_size(x.dtype);
+  next.add(x.row(b, t, h), x.t * bytes, rows, n * bytes, write);
+}
 HWY_INLINE void load_factors(const Strided& x, int64_t b, int64_t t, int64_t h, int64_t rows,
                              float* to) {
   for (int64_t i = 0; i < rows; ++i) to[i] = x ? x.scalar(b, t + i, h) : 1.0f;

@@ -35,8 +35,10 @@ heed_status check_pool(const PoolCall& call, int32_t pass, CallDtypes dtypes, in
     reinterpret_cast<Strided*>(&p.in)[i] = Strided(views[i]);
     reinterpret_cast<Strided*>(&p.grad)[i] = Strided(grads[i]);
   }
+  p.head_run = std::clamp<int64_t>(kPoolSums / p.sums(), 1, std::max<int64_t>(1, p.kv_heads));
   // Enough tasks for the threads, and no part without a block.
-  const int64_t wanted = (2 * threads + p.pairs() - 1) / std::max<int64_t>(1, p.pairs());
+  const int64_t runs = std::max<int64_t>(1, p.sequences * p.head_runs());
+  const int64_t wanted = (2 * threads + runs - 1) / runs;
   const auto parts = [&](int64_t tokens) {
     return std::clamp<int64_t>((tokens + kPoolBlock - 1) / kPoolBlock, 1,
                                std::max<int64_t>(1, wanted));

@@ -12,7 +12,8 @@
 
 namespace heed::kernel {
 
-constexpr int64_t kPoolBlock = 64;  // tokens in a tile
+constexpr int64_t kPoolBlock = 64;         // tokens in a tile
+constexpr int64_t kPoolSums = 128 * 1024;  // floats of the sums of a run of heads, at most
 
 struct PoolProblem {
   int64_t queries = 0, keys = 0, heads = 0, kv_heads = 0, group = 1, dm = 0, dv = 0;
@@ -20,9 +21,10 @@ struct PoolProblem {
   const int64_t* cu_seqlens = nullptr;
   PoolOptions options;
   PoolTensors<Strided> in, grad;
-  // Keys, and queries, of one sequence and KV head go to so many tasks; fixed by `threads`, so that
-  // the same number of threads gives the same bits.
-  int64_t key_parts = 1, query_parts = 1;
+  // Keys, and queries, of one sequence and run of KV heads go to so many tasks; fixed by `threads`,
+  // so that the same number of threads gives the same bits. Heads of a token often share a page of
+  // memory: a task takes as many as their sums leave room for in the second cache.
+  int64_t head_run = 1, key_parts = 1, query_parts = 1;
 
   struct Span {
     int64_t b, begin, length;
@@ -39,6 +41,7 @@ struct PoolProblem {
     return {span.b, span.begin + first, last - first};
   }
   int64_t pairs() const { return sequences * kv_heads; }
+  int64_t head_runs() const { return (kv_heads + head_run - 1) / head_run; }
   bool divides() const { return options.a1 != 0; }
   bool needs_sums() const { return options.a1 != 0 || options.b1 != 0; }  // z
   bool needs_mean() const { return options.b0 != 0 || options.b1 != 0; }
@@ -49,8 +52,13 @@ struct PoolProblem {
   // Rows of tiles, in floats, and the sums of one part: S [M, V], z [M], the sum of values [V].
   int64_t ldm() const { return (dm + 15) / 16 * 16; }
   int64_t ldv() const { return (dv + 15) / 16 * 16; }
-  int64_t matrix() const { return (dm + 3) / 4 * 4 * ldv(); }
-  int64_t transposed() const { return (dv + 3) / 4 * 4 * ldm(); }
+  // Rows of S, and of S transposed: a power of two between them would put a panel of 64 columns in
+  // a part of the first cache's places.
+  static int64_t spread(int64_t ld) { return ld % 128 == 0 ? ld + 16 : ld; }
+  int64_t row() const { return spread(ldv()); }
+  int64_t transposed_row() const { return spread(ldm()); }
+  int64_t matrix() const { return (dm + 3) / 4 * 4 * row(); }
+  int64_t transposed() const { return (dv + 3) / 4 * 4 * transposed_row(); }
   int64_t sums() const { return matrix() + ldm() + ldv(); }
 };
 
@@ -81,6 +89,20 @@ struct PoolMemory {
   float* mean(int64_t pair) const { return means + pair * s.ldv(); }
   float* grads(int64_t pair, int64_t i = 0) const {
     return grad_sums + (pair * s.query_parts + i) * s.sums();
+  }
+};
+
+// One task: a part of the tokens of KV heads [first, last) of sequence n.
+struct PoolTask {
+  int64_t n, first, last, part;
+
+  PoolTask(const PoolProblem& s, int64_t i, int64_t parts)
+      : n(i / parts / s.head_runs()),
+        first(i / parts % s.head_runs() * s.head_run),
+        last(std::min(s.kv_heads, first + s.head_run)),
+        part(i % parts) {}
+  static int64_t count(const PoolProblem& s, int64_t parts) {
+    return s.sequences * s.head_runs() * parts;
   }
 };
 
