@@ -1,6 +1,6 @@
 // Kernelised attention with relative positions: random features times a learned factor of the
-// distance, which is a Toeplitz matrix and runs by FFT. Luo et al., "Stable, Fast and Accurate:
-// Kernelized Attention with Relative Positional Encoding", arXiv 2106.12566 (eqs. 5-8,
+// distance, which is a Toeplitz matrix: long texts run by FFT. Luo et al., "Stable, Fast and
+// Accurate: Kernelized Attention with Relative Positional Encoding", arXiv 2106.12566 (eqs. 5-8,
 // section 3.3).
 #include <ATen/ATen.h>
 
@@ -15,9 +15,6 @@
 
 namespace heed::mixer {
 namespace {
-
-// Numbers of g v^T that are transformed at once: memory stays linear in T whatever m is.
-constexpr int64_t kTileBytes = 32 << 20;
 
 // x.w - |x|^2 / 2 of the normalised rows: the logarithms of the features, [B,H,T,m].
 at::Tensor log_features(const at::Tensor& x, const at::Tensor& w, bool unit) {
@@ -37,23 +34,6 @@ at::Tensor naive(const at::Tensor& f, const at::Tensor& g, const at::Tensor& v,
   return at::matmul(weights, v).div(weights.sum(-1, true));
 }
 
-// A few features at a time: their products with the values and a column of ones, mixed by distance.
-at::Tensor parallel(const at::Tensor& f, const at::Tensor& g, const at::Tensor& v,
-                    const at::Tensor& c) {
-  const int64_t queries = f.size(2), features = f.size(3), width = v.size(3) + 1;
-  const at::Tensor values = at::cat({v, at::ones_like(v.slice(3, 0, 1))}, 3).unsqueeze(3);
-  const int64_t row = v.size(0) * v.size(1) * (queries + v.size(2)) * width * 8;
-  const int64_t tile = std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row, 1), 1, features);
-  at::Tensor sum;
-  for (int64_t m = 0; m < features; m += tile) {
-    const int64_t end = std::min(m + tile, features);
-    const at::Tensor mixed = op::toeplitz(c, g.slice(3, m, end).unsqueeze(-1).mul(values), queries);
-    const at::Tensor part = f.slice(3, m, end).unsqueeze(-1).mul(mixed).sum(3);
-    sum = sum.defined() ? sum.add(part) : part;
-  }
-  return sum.slice(3, 0, width - 1).div(sum.slice(3, width - 1));
-}
-
 // out [B,T,H,V] in v's dtype. b [H, at least T+S-1], first that of lag -(T-1) (of a causal call
 // whose queries are the last T of S tokens: -(S-1)); unit: map = nprf.
 at::Tensor attend(const std::string& form, const at::Tensor& q, const at::Tensor& k,
@@ -62,10 +42,13 @@ at::Tensor attend(const std::string& form, const at::Tensor& q, const at::Tensor
   if (queries == 0 || keys == 0) {
     return at::zeros({q.size(0), queries, q.size(2), v.size(3)}, v.options());
   }
+  // By runs of queries or, where that is less work (long texts, few features), by transforms.
   // A transform rounds all sums as it rounds the largest, those of later tokens too: in float64 the
   // short sums of a causal call keep their digits, and nothing of later tokens shows.
-  const bool wide = q.scalar_type() == at::kDouble || form == "parallel";
-  const at::ScalarType type = wide ? at::kDouble : at::kFloat;
+  const bool fft =
+      form == "fft" ||
+      (form == "parallel" && op::fft_is_faster(queries, keys, w.size(1), v.size(3), causal));
+  const at::ScalarType type = q.scalar_type() == at::kDouble || fft ? at::kDouble : at::kFloat;
   const at::Tensor log_f = log_features(q.to(type), w.to(type), unit);
   const at::Tensor log_g = log_features(k.to(type), w.to(type), unit);
   // A factor of a row of f, of all g of a head, and of all c of a head is in both sums of the
@@ -78,7 +61,12 @@ at::Tensor attend(const std::string& form, const at::Tensor& q, const at::Tensor
   at::Tensor c = at::exp(b.sub(b.amax({1}, true).detach()));
   if (causal) c = at::constant_pad_nd(c, {0, queries - 1});
   const at::Tensor values = v.to(type).transpose(1, 2);
-  const at::Tensor out = form == "naive" ? naive(f, g, values, c) : parallel(f, g, values, c);
+  if (form == "naive")
+    return naive(f, g, values, c).transpose(1, 2).contiguous().to(v.scalar_type());
+  const at::Tensor counted = at::cat({values, at::ones_like(values.slice(3, 0, 1))}, 3);
+  const at::Tensor sums = fft ? op::weighted_toeplitz_fft(f, g, counted, c)
+                              : op::weighted_toeplitz(f, g, counted, c, causal);
+  const at::Tensor out = sums.slice(3, 0, v.size(3)).div(sums.slice(3, v.size(3)));
   return out.transpose(1, 2).contiguous().to(v.scalar_type());
 }
 
@@ -199,7 +187,7 @@ void register_kernel_rpe_fft(Registry& registry) {
                          gate("b", "H,T+S-1"), gate("w", "D,m")};
   m.card.apply.settings = {word_setting("map", {"nprf", "prf"}), flag_setting("causal", false)};
   m.card.apply.outputs = {output("out", "B,T,H,V")};
-  m.card.apply.forms = {"parallel", "naive"};
+  m.card.apply.forms = {"parallel", "naive", "fft"};
   m.card.tests.keys = "S";
   m.card.tests.large = {{"D", 32}, {"V", 64}, {"m", 64}};
   m.card.tests.lengths = {1, 2, 37, 131};  // b of no query and no key would have -1 entries

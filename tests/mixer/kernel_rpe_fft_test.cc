@@ -48,7 +48,7 @@ TEST(KernelRpeFft, EqualsTheDenseWeights) {
           in.at("b").slice(1, queries - 1 - i, queries - 1 - i + keys).to(at::kDouble).exp());
     }
     const at::Tensor expected = output_of(weights, in.at("v"));
-    for (const char* form : {"naive", "parallel"}) {
+    for (const char* form : {"naive", "parallel", "fft"}) {
       EXPECT_LE(relative_error(run(in, form).at("out"), expected), 2e-6) << form;
     }
   }
@@ -59,7 +59,7 @@ TEST(KernelRpeFft, WithoutPositionsItIsLinearAttention) {
   in["b"] = at::zeros_like(in.at("b"));
   const at::Tensor f = features(in.at("q"), in.at("w")), g = features(in.at("k"), in.at("w"));
   const at::Tensor expected = output_of(at::matmul(f, g.transpose(2, 3)), in.at("v"));
-  for (const char* form : {"naive", "parallel"}) {
+  for (const char* form : {"naive", "parallel", "fft"}) {
     EXPECT_LE(relative_error(run(in, form).at("out"), expected), 2e-6) << form;
   }
 }
@@ -70,7 +70,7 @@ TEST(KernelRpeFft, ConstantsAndLengthsDoNotMatter) {
   shifted["b"] = in.at("b").add(70.0);
   longer["q"] = in.at("q").mul(37.0);
   longer["k"] = in.at("k").mul(0.01);
-  for (const char* form : {"naive", "parallel"}) {
+  for (const char* form : {"naive", "parallel", "fft"}) {
     const at::Tensor out = run(in, form, {}, form[0] == 'n' ? at::kDouble : at::kFloat).at("out");
     EXPECT_LE(relative_error(run(shifted, form).at("out"), out), 1e-5)
         << form;  // b + 70 is rounded
@@ -93,7 +93,7 @@ TEST(KernelRpeFft, LinearPositionsAreADecay) {
   const at::Tensor sums =
       testing::run(find_mechanism("retnet"), retnet, "naive", {{"scale", "1"}}).at("out");
   const at::Tensor expected = sums.slice(3, 0, 5).div(sums.slice(3, 5));
-  for (const char* form : {"naive", "parallel"}) {
+  for (const char* form : {"naive", "parallel", "fft"}) {
     EXPECT_LE(relative_error(run(in, form, {{"causal", "true"}}).at("out"), expected), 2e-6)
         << form;
   }
@@ -103,7 +103,7 @@ TEST(KernelRpeFft, LinearPositionsAreADecay) {
 TEST(KernelRpeFft, RowsAreWeights) {
   NamedTensors in = inputs(30, 30);
   for (const char* causal : {"false", "true"}) {
-    for (const char* form : {"naive", "parallel"}) {
+    for (const char* form : {"naive", "parallel", "fft"}) {
       NamedTensors ones = in;
       ones["v"] = at::ones_like(in.at("v"));
       const at::Tensor out = run(ones, form, {{"causal", causal}}).at("out");

@@ -93,5 +93,48 @@ TEST(Toeplitz, EqualsTheMatrix) {
   EXPECT_THROW(toeplitz(at::zeros({2, 4}), at::zeros({1, 2, 3, 1}), 3), UsageError);
 }
 
+// Both ways to the weighted product, with gradients, for more queries than one run and for causal
+// factors.
+TEST(WeightedToeplitz, EqualsTheDenseWeightsAndTheirGradients) {
+  struct Size {
+    int64_t queries, keys;
+    bool causal;
+  };
+  for (const Size& size : {Size{1, 1, false}, {5, 9, false}, {300, 140, false}, {300, 300, true}}) {
+    at::manual_seed(6);
+    const auto make = [](at::IntArrayRef sizes) {
+      return at::rand(sizes, at::kDouble).requires_grad_();
+    };
+    const int64_t queries = size.queries, keys = size.keys;
+    const Tensor f = make({2, 3, queries, 4}), g = make({2, 3, keys, 4}), x = make({2, 3, keys, 2});
+    const Tensor all = make({3, queries + keys - 1});
+    const Tensor seen = at::arange(queries + keys - 1).lt(keys).to(at::kDouble);
+    const Tensor c = size.causal ? all.mul(seen) : all;
+    std::vector<Tensor> rows;
+    for (int64_t i = 0; i < queries; ++i) {
+      rows.push_back(c.slice(1, queries - 1 - i, queries - 1 - i + keys));
+    }
+    const Tensor weights = at::matmul(f, g.transpose(2, 3)).mul(at::stack(rows, 1));
+    const Tensor expected = at::matmul(weights, x), grad = at::randn_like(expected);
+    const auto reference = torch::autograd::grad({expected}, {f, g, x, all}, {grad}, true);
+    for (const bool fft : {false, true}) {
+      const Tensor y =
+          fft ? weighted_toeplitz_fft(f, g, x, c) : weighted_toeplitz(f, g, x, c, size.causal);
+      EXPECT_LE(error(y, expected), 1e-12) << fft;
+      const auto grads = torch::autograd::grad({y}, {f, g, x, all}, {grad}, true);
+      for (size_t i = 0; i < grads.size(); ++i) {
+        EXPECT_LE(error(grads[i], reference[i]), 1e-12) << fft << " gradient " << i;
+      }
+    }
+  }
+}
+
+TEST(WeightedToeplitz, TransformsPayForLongTextsAndFewFeatures) {
+  EXPECT_FALSE(fft_is_faster(4096, 4096, 64, 65, false));
+  EXPECT_FALSE(fft_is_faster(16384, 16384, 64, 65, false));
+  EXPECT_TRUE(fft_is_faster(65536, 65536, 64, 65, false));
+  EXPECT_TRUE(fft_is_faster(8192, 8192, 16, 17, false));
+}
+
 }  // namespace mix_test
 }  // namespace heed::op
