@@ -1,6 +1,7 @@
 // An engine without a backend: its naive form over packs and under autograd, and the steps of a
 // whole sequence one after another.
 #include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -131,6 +132,10 @@ void Engine::run_steps(std::span<Tensor> tensors, const void* options,
 void Engine::form_backward(Form form, std::span<Tensor> tensors, std::span<Tensor> grads,
                            const void* options, const Tensor& cu_seqlens) const {
   const at::AutoGradMode grad_mode(true);
+  // A backward pass runs below autograd, and there nothing of the form would be recorded.
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  const c10::impl::ForceDispatchKeyGuard with_autograd(
+      local.included_, local.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
   std::vector<Tensor> x(tensors.size()), wanted, outputs, incoming;
   for (size_t i = 0; i < x.size(); ++i) {
     if (!is_input(fields_.tensors[i].role) || !tensors[i].defined()) continue;

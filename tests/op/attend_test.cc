@@ -46,7 +46,7 @@ void compare(const Tensor& q, const Tensor& k, const Tensor& v, const AttendOpti
   }
   const auto [out, lse] = attend(x[0], x[1], x[2], fast);
   EXPECT_EQ(out.scalar_type(), dtype);
-  EXPECT_EQ(lse.scalar_type(), at::kFloat);
+  EXPECT_EQ(lse.scalar_type(), dtype == at::kDouble ? at::kDouble : at::kFloat);
   const auto [out_ref, lse_ref] = attend_naive(y[0], y[1], y[2], naive);
   EXPECT_LE(error(out.detach(), out_ref.detach()), forward);
   EXPECT_LE(error(lse.detach(), lse_ref.detach()), forward);
@@ -210,6 +210,15 @@ TEST(Attend, IsTheNaiveFormInFloat32) {
     SCOPED_TRACE(c.name);
     compare(at::randn({c.b, c.tq, c.hq, c.d}), at::randn({c.b, c.tk, c.hk, c.d}),
             at::randn({c.b, c.tk, c.hk, c.dv}), c.options, at::kFloat, 2e-6, 1e-5);
+  }
+}
+
+TEST(Attend, IsTheNaiveFormInFloat64) {
+  at::manual_seed(1);
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    compare(at::randn({c.b, c.tq, c.hq, c.d}), at::randn({c.b, c.tk, c.hk, c.d}),
+            at::randn({c.b, c.tk, c.hk, c.dv}), c.options, at::kDouble, 1e-6, 1e-6);
   }
 }
 
