@@ -5,6 +5,7 @@
 
 #include "op/attend.h"
 #include "op/cuda_plugin.h"
+#include "op/operators_helper.h"
 #include "op/scan.h"
 
 namespace heed::op {
@@ -12,7 +13,7 @@ namespace operators_gpu_test {
 
 using at::Tensor;
 
-class OperatorsOnGpu : public testing::Test {
+class OperatorsOnGpu : public ::testing::Test {
  protected:
   void SetUp() override {
     if (const std::string obstacle = cuda_obstacle(); !obstacle.empty()) GTEST_SKIP() << obstacle;
@@ -136,6 +137,10 @@ TEST_F(OperatorsOnGpu, ScanEqualsItsNaiveForm) {
     EXPECT_LE(error(out, ref), 2e-6);
     EXPECT_LE(error(state, ref_state.to(at::kDouble)), 2e-6);
   }
+}
+
+TEST_F(OperatorsOnGpu, EveryEngineHasGradients) {
+  for (const auto dtype : {at::kFloat, at::kDouble}) testing::expect_gradients(at::kCUDA, dtype);
 }
 
 }  // namespace operators_gpu_test
