@@ -16,18 +16,23 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// Queries are the last tokens of the keys: query i stands at i + past.
+// Tokens from the start of a block on, of which `keys` are there as keys; query i stands at token
+// i + past.
 struct Blocks {
-  int64_t size, queries, keys;  // tokens of a block, its landmark not counted
-  int64_t past() const { return keys - queries; }
+  int64_t size, queries, keys, past;  // size: of a block, its landmark not counted
+
+  // The queries are the last tokens of the keys.
+  static Blocks last(int64_t size, int64_t queries, int64_t keys) {
+    return {size, queries, keys, keys - queries};
+  }
   int64_t of(int64_t token) const { return token / (size + 1); }
   // Blocks that are earlier than the last query's own.
-  int64_t earlier() const { return queries == 0 ? 0 : of(keys - 1); }
+  int64_t earlier() const { return queries == 0 ? 0 : std::min(of(past + queries - 1), of(keys)); }
 
   at::Tensor tokens() const { return at::arange(keys, at::kLong); }
   at::Tensor block_of(const at::Tensor& t) const { return at::floor_divide(t, size + 1); }
   at::Tensor landmark(const at::Tensor& t) const { return t.add(1).remainder(size + 1).eq(0); }
-  at::Tensor query_tokens() const { return at::arange(past(), keys, at::kLong); }
+  at::Tensor query_tokens() const { return at::arange(past, past + queries, at::kLong); }
   // bool [queries,earlier()]
   at::Tensor earlier_blocks() const {
     return at::arange(earlier(), at::kLong).lt(block_of(query_tokens()).unsqueeze(1));
@@ -72,7 +77,7 @@ at::Tensor block_sums(const at::Tensor& q, const at::Tensor& keys, double scale,
   }
   std::vector<at::Tensor> sums;
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = std::max<int64_t>((b + 1) * (s.size + 1) - s.past(), 0);
+    const int64_t first = std::max<int64_t>((b + 1) * (s.size + 1) - s.past, 0);
     const at::Tensor k = regular.select(1, b);
     const at::Tensor lse = std::get<1>(op::attend(q.slice(1, first), k, k.slice(3, 0, 1), options));
     sums.push_back(at::constant_pad_nd(lse, {0, 0, first, 0}));
@@ -82,44 +87,60 @@ at::Tensor block_sums(const at::Tensor& q, const at::Tensor& keys, double scale,
 
 // One softmax over all regular tokens, whose logits are x_ij in the own block and
 // x_ij + z_ib - lse_ib in an earlier block b with the landmark's logit z: the difference goes in as
-// one more dimension a block, in which the block's keys are 1. A run of queries at a time, so that
-// there are never more than `kRun` times blocks of these.
+// one more dimension a block, in which the block's keys are 1. (out, lse); queries that have the
+// keys behind them see them all.
+std::tuple<at::Tensor, at::Tensor> one_softmax(const at::Tensor& q, const at::Tensor& k,
+                                               const at::Tensor& v, double scale, const Blocks& s) {
+  const at::Tensor landmark = s.landmark(s.tokens()).to(q.device());
+  op::AttendOptions options;
+  options.causal = s.past < s.keys;
+  options.scale = 1;
+  options.key_bias = at::zeros({s.keys}, q.options().dtype(at::kFloat))
+                         .masked_fill(landmark, -kInf)
+                         .view({1, s.keys, 1})
+                         .expand({q.size(0), s.keys, q.size(2)});
+  const at::Tensor scaled = q.mul(scale);
+  if (s.earlier() == 0) return op::attend(scaled, k, v, options);
+  const at::Tensor split = by_block(k, s);
+  const at::Tensor z =
+      dense_logits(q, split.select(2, s.size), scale).transpose(1, 2);  // [B,Tq,H,blocks]
+  const at::Tensor shift = z.sub(block_sums(q, split, scale, s).to(q.scalar_type()));
+  const at::Tensor later = s.earlier_blocks().logical_not().unsqueeze(1).to(q.device());
+  const at::Tensor in_block =
+      s.block_of(s.tokens()).unsqueeze(1).eq(at::arange(s.earlier(), at::kLong));
+  const at::Tensor ones = in_block.to(q.options())
+                              .view({1, s.keys, 1, s.earlier()})
+                              .expand({k.size(0), s.keys, k.size(2), s.earlier()});
+  return op::attend(at::cat({scaled, shift.masked_fill(later, 0.0)}, 3), at::cat({k, ones}, 3), v,
+                    options);
+}
+
+// A run of queries and a group of blocks at a time, so that memory is linear in the tokens: a run
+// has a number for each query and block, a group one for each of its keys and blocks.
 at::Tensor parallel(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
                     int64_t block) {
-  constexpr int64_t kRun = 1024;
-  const int64_t past = k.size(1) - q.size(1);
+  constexpr int64_t kRun = 1024, kGroup = 64;
+  const int64_t past = k.size(1) - q.size(1), group = kGroup * (block + 1);
   const at::ScalarType wide = dense_type(q);
   std::vector<at::Tensor> outs = {v.new_zeros({q.size(0), 0, q.size(2), v.size(3)}).to(wide)};
   for (int64_t begin = 0; begin < q.size(1); begin += kRun) {
     const int64_t end = std::min(begin + kRun, q.size(1));
-    const Blocks s{block, end - begin, past + end};
     const at::Tensor queries = q.slice(1, begin, end).to(wide);
-    const at::Tensor keys = k.slice(1, 0, s.keys).to(wide);
-    const at::Tensor values = v.slice(1, 0, s.keys).to(wide);
-    const at::Tensor landmark = s.landmark(s.tokens()).to(q.device());
-    op::AttendOptions options;
-    options.causal = true;
-    options.scale = 1;
-    options.key_bias = at::zeros({s.keys}, queries.options().dtype(at::kFloat))
-                           .masked_fill(landmark, -kInf)
-                           .view({1, s.keys, 1})
-                           .expand({q.size(0), s.keys, q.size(2)});
-    at::Tensor q_all = queries.mul(scale), k_all = keys;
-    if (s.earlier() > 0) {
-      const at::Tensor split = by_block(keys, s);
-      const at::Tensor z =
-          dense_logits(queries, split.select(2, s.size), scale).transpose(1, 2);  // [B,Tq,H,blocks]
-      const at::Tensor shift = z.sub(block_sums(queries, split, scale, s).to(wide));
-      const at::Tensor later = s.earlier_blocks().logical_not().unsqueeze(1).to(q.device());
-      q_all = at::cat({q_all, shift.masked_fill(later, 0.0)}, 3);
-      const at::Tensor in_block =
-          s.block_of(s.tokens()).unsqueeze(1).eq(at::arange(s.earlier(), at::kLong));
-      k_all = at::cat({keys, in_block.to(queries.options())
-                                 .view({1, s.keys, 1, s.earlier()})
-                                 .expand({k.size(0), s.keys, k.size(2), s.earlier()})},
-                      3);
-    }
-    outs.push_back(std::get<0>(op::attend(q_all, k_all, values, options)));
+    at::Tensor out, lse;
+    const auto read = [&](int64_t from, int64_t to) {
+      const Blocks s{block, end - begin, to - from, past + begin - from};
+      const auto [part, part_lse] = one_softmax(queries, k.slice(1, from, to).to(wide),
+                                                v.slice(1, from, to).to(wide), scale, s);
+      if (!out.defined()) {
+        out = part, lse = part_lse;
+      } else {
+        std::tie(out, lse) = op::merge({out, part}, {lse, part_lse});
+      }
+    };
+    const int64_t near = (past + begin) / group * group;  // the group of the first query
+    for (int64_t from = 0; from < near; from += group) read(from, from + group);
+    read(near, past + end);
+    outs.push_back(out);
   }
   return at::cat(outs, 1).to(v.scalar_type());
 }
@@ -136,7 +157,7 @@ at::Tensor chosen_blocks(const at::Tensor& q, const at::Tensor& k, const at::Ten
   std::vector<at::Tensor> outs;
   for (int64_t begin = 0; begin < q.size(1); begin += kRun) {
     const int64_t end = std::min(begin + kRun, q.size(1));
-    const Blocks s{block, end - begin, past + end};
+    const Blocks s = Blocks::last(block, end - begin, past + end);
     const at::Tensor queries = q.slice(1, begin, end);
     if (s.earlier() <= topk) {
       outs.push_back(parallel(queries, k.slice(1, 0, s.keys), v.slice(1, 0, s.keys), scale, block));
@@ -176,7 +197,7 @@ NamedTensors landmark_core(const CoreCall& call) {
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
   const double scale = call.settings.number("scale", 1 / std::sqrt(static_cast<double>(q.size(3))));
   const int64_t block = call.settings.integer("block"), t = q.size(1);
-  if (call.form == "naive") return {{"out", naive(q, k, v, scale, {block, t, t})}};
+  if (call.form == "naive") return {{"out", naive(q, k, v, scale, Blocks::last(block, t, t))}};
   if (call.form == "parallel") return {{"out", parallel(q, k, v, scale, block)}};
   std::vector<at::Tensor> outs = {v.slice(1, 0, 0)};
   for (int64_t i = 0; i < t; ++i) {

@@ -79,12 +79,13 @@ TEST(Landmark, WithoutLandmarksIsDense) {
   }
 }
 
-TEST(Landmark, ManyRunsOfQueriesAreOne) {
+// More queries than a run has, more blocks than a group.
+TEST(Landmark, ManyRunsAndGroupsAreOne) {
   at::manual_seed(4);
-  const NamedTensors in = {{"q", at::randn({1, 2100, 1, 8})},
-                           {"k", at::randn({1, 2100, 1, 8})},
-                           {"v", at::randn({1, 2100, 1, 4})}};
-  EXPECT_LE(relative_error(out(in, "parallel", 50), out(in, "naive", 50)), 2e-6);
+  const NamedTensors in = {{"q", at::randn({1, 1100, 1, 8})},
+                           {"k", at::randn({1, 1100, 1, 8})},
+                           {"v", at::randn({1, 1100, 1, 4})}};
+  EXPECT_LE(relative_error(out(in, "parallel", 15), out(in, "naive", 15)), 2e-6);
 }
 
 // The layer: with as many blocks as there are it is the training form, in chunks of any size; with
