@@ -38,8 +38,10 @@ void add_apply(CLI::App& app) {
                   "Input tensors (safetensors); `heed show ID` names them")
       ->required();
   common->add_out(command, "Output tensors (safetensors)")->required();
-  command->add_option("--form", arguments->form, "naive, parallel, chunked or recurrent")
-      ->check(CLI::IsMember({"naive", "parallel", "chunked", "recurrent"}));
+  command
+      ->add_option("--form", arguments->form,
+                   "naive, parallel, chunked, recurrent or fft; `heed show ID` names a mixer's own")
+      ->check(CLI::IsMember({"naive", "parallel", "chunked", "recurrent", "fft"}));
   command->add_option("--device", arguments->device, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}));
   command

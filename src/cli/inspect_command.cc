@@ -1,5 +1,6 @@
 // heed inspect: what every attention head of a model does.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cstdio>
 
@@ -27,6 +28,10 @@ void print_table(std::FILE* to, const std::string& model, const probe::Figures& 
                  l, h, f.sink, f.local.size() > 3 ? f.local[3] : 1.0, f.entropy, f.repeat, f.echo,
                  f.needle, f.importance, f.peak);
     }
+  }
+  if (!figures.other_weights.empty()) {
+    fmt::print(to, "\nwithout figures: layer{} {}, whose weights are no softmax of q.k alone\n",
+               figures.other_weights.size() > 1 ? "s" : "", fmt::join(figures.other_weights, ", "));
   }
 }
 

@@ -3,6 +3,8 @@
 #include "cli/options.h"
 #include "io/json.h"
 #include "mixer/apply.h"
+#include "mixer/common/layer_options.h"
+#include "mixer/registry.h"
 
 namespace heed::cli {
 namespace {
@@ -37,6 +39,33 @@ Json tensors_json(const std::vector<mixer::TensorSpec>& specs) {
   return rows;
 }
 
+std::vector<mixer::LayerOption> options_of(const mixer::Card& card) {
+  return card.has_layer ? mixer::layer_options(mixer::find_mechanism(card.id))
+                        : std::vector<mixer::LayerOption>();
+}
+
+Json options_json(const mixer::Card& card) {
+  Json rows = Json::array();
+  for (const mixer::LayerOption& option : options_of(card)) {
+    rows.push_back({{"name", option.name},
+                    {"expected", option.expected},
+                    {"default", option.fallback},
+                    {"required", option.fallback.empty()}});
+  }
+  return rows;
+}
+
+void print_options(const mixer::Card& card) {
+  const auto options = options_of(card);
+  if (options.empty()) return;
+  fmt::print("\nlayer options (model.mixers of heed train; defaults at hidden {}, {} heads)\n",
+             mixer::kShownHidden, mixer::kShownHeads);
+  for (const mixer::LayerOption& option : options) {
+    fmt::print("  {:<16} {} ({})\n", option.name, option.expected,
+               option.fallback.empty() ? "needed" : option.fallback);
+  }
+}
+
 Json card_json(const mixer::Card& card) {
   Json settings = Json::array();
   for (const mixer::SettingSpec& spec : card.apply.settings) {
@@ -62,6 +91,7 @@ Json card_json(const mixer::Card& card) {
           {"patterns", card.ready ? card.patterns : ""},
           {"state", state_of(card)},
           {"layer", card.has_layer},
+          {"layer_options", options_json(card)},
           {"try", card.try_line},
           {"apply",
            {{"inputs", tensors_json(card.apply.inputs)},
@@ -85,6 +115,7 @@ void print_card(const mixer::Card& card) {
   print_field("layer", card.has_layer ? "yes" : "no");
   print_field("try", card.try_line);
   fmt::print("\nheed apply {}\n{}", card.id, mixer::describe(card.apply));
+  print_options(card);
 }
 
 }  // namespace

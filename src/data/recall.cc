@@ -255,8 +255,15 @@ bool RecallGenerator::place(int64_t length, std::span<const Spec> specs,
   return true;
 }
 
-NeedleDocument RecallGenerator::needles(int64_t length, int64_t count, Random& random) const {
+NeedleDocument RecallGenerator::needles(int64_t length, int64_t count, Random& random,
+                                        int64_t context) const {
   const auto specs = make_specs(count, wording_, random);
+  if (context > 0) {
+    for (const auto& spec : specs) {
+      const auto asked = static_cast<int64_t>(spec.question.size() + spec.answer.size());
+      length = std::min(length, context - asked);
+    }
+  }
   std::vector<double> depths(static_cast<size_t>(count));
   for (size_t n = 0; n < depths.size(); ++n) {
     depths[n] = (static_cast<double>(n) + random.uniform()) / static_cast<double>(count);

@@ -67,8 +67,9 @@ class RecallGenerator {
 
   // `length` tokens of book text with `count` codes at evenly spread depths (jittered within their
   // share); questions and answers are not part of `length`. Needles have different names.
+  // With `context`, shorter where that leaves no room in it for the longest question and answer.
   // Throws UsageError when they do not fit.
-  NeedleDocument needles(int64_t length, int64_t count, Random& random) const;
+  NeedleDocument needles(int64_t length, int64_t count, Random& random, int64_t context = 0) const;
   // The same with one needle at `depth` in [0, 1].
   NeedleDocument needle(int64_t length, double depth, Random& random) const;
 

@@ -350,7 +350,8 @@ int best_wording(const Decoder& model, const data::RecallGenerator& generator, i
     data::Random random(11, static_cast<uint64_t>(wording));
     Setting setting;
     setting.kv_dtype = model.options().device.is_cuda() ? model.options().dtype : at::kHalf;
-    const auto document = trial.needles(std::min<int64_t>(context, 1024) * 7 / 8, 4, random);
+    const auto document =
+        trial.needles(std::min<int64_t>(context, 1024) * 7 / 8, 4, random, context);
     const double nll = answer_nll_of(measure_needles(model, {document}, setting));
     if (nll < least) least = nll, best = wording;
   }

@@ -53,7 +53,7 @@ class BasedLayer : public RecurrentLayer {
     head_dim_ = options.head_dim();
     const int64_t dim = options.integer("feature_dim", 16);
     window_ = options.integer("window", 64, 0);
-    theta_ = options.number("rope_theta", 10000);
+    theta_ = options.number("rope_theta", 10000, 0);
     options.close();
     if (window_ > 0 && head_dim_ % 2 != 0) {
       throw UsageError("mixer based: rotation needs an even head size, it is {}", head_dim_);

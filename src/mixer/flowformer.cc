@@ -114,7 +114,7 @@ class FlowformerLayer : public RecurrentLayer {
   explicit FlowformerLayer(const LayerConfig& config) : RecurrentLayer("flowformer") {
     LayerOptions options("flowformer", config);
     heads_ = options.heads();
-    clamp_ = options.number("clamp", 5);  // that of language models
+    clamp_ = options.number("clamp", 5, 0);  // that of language models
     const int64_t key_dim = options.head_width("expand_k", 1.0);
     const int64_t value_dim = options.head_width("expand_v", 1.0);
     options.close();

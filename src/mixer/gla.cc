@@ -18,7 +18,7 @@ class GlaLayer : public RecurrentLayer {
     const int64_t key_dim = options.head_width("expand_k", 0.5);
     const int64_t value_dim = options.head_width("expand_v", 1.0);
     const int64_t rank = options.integer("gate_rank", 16);
-    normalizer_ = options.number("gate_normalizer", 16.0);
+    normalizer_ = options.positive("gate_normalizer", 16.0);
     const int64_t taps = options.integer("conv", 0, 0);  // 0: no short convolution
     options.close();
     const int64_t c = options.hidden(), hk = heads_ * key_dim, hv = heads_ * value_dim;

@@ -19,7 +19,7 @@ class Hgrn2Layer : public RecurrentLayer {
     const int64_t key_dim = options.head_width("expand_k", 1.0);
     const int64_t value_dim = options.head_width("expand_v", 1.0);
     bound_ = options.number("lower_bound", 0);
-    scan_.scale = options.number("scale", 1);
+    scan_.scale = options.positive("scale", 1);
     options.close();
     if (!(bound_ >= 0 && bound_ < 1)) {
       throw UsageError("mixer hgrn2: option lower_bound is {}, expected 0 to below 1", bound_);

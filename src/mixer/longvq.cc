@@ -282,7 +282,7 @@ class LongVqLayer : public RecurrentLayer {
     const int64_t codes = options.integer("codes", 64);
     const int64_t near = options.integer("bias", std::min<int64_t>(16, chunk_));
     const int64_t expansion = options.integer("expansion", 16);
-    commitment_ = options.number("commitment", 0.25);
+    commitment_ = options.number("commitment", 0.25, 0);
     options.close();
     if (near > chunk_) {
       throw UsageError("mixer longvq: option bias is {}, expected at most chunk = {}", near,

@@ -59,7 +59,7 @@ class MlaLayer final : public AttentionLayer {
     latent_ = options_.integer("kv_rank", 4 * d);
     const int64_t q_rank = options_.integer("q_rank", 0, 0);  // 0: one projection
     RopeConfig rope;
-    rope.base = options_.number("rope_theta", 10000);
+    rope.base = options_.positive("rope_theta", 10000);
     options_.close();
     if (turned_ % 2 != 0 || !(rope.base > 0)) {
       throw UsageError(

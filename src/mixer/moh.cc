@@ -154,7 +154,7 @@ class MohLayer final : public AttentionLayer {
     if (norm && routed == 1) {
       throw UsageError("mixer moh: one routed head's length has no deviation; share all or fewer");
     }
-    balance_ = options_.number("balance", 0.01);
+    balance_ = options_.number("balance", 0.01, 0);
     options_.close();
     rewrites_heads_ = norm;
     if (norm) return;

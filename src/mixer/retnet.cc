@@ -23,7 +23,7 @@ class RetNetLayer : public RecurrentLayer {
     heads_ = options.heads();
     key_dim_ = options.head_width("expand_k", 1.0);
     const int64_t value_dim = options.head_width("expand_v", 2.0);
-    theta_ = options.number("rope_theta", 10000.0);  // 0: no rotation
+    theta_ = options.number("rope_theta", 10000.0, 0);  // 0: no rotation
     options.close();
     if (theta_ > 0 && key_dim_ % 2 != 0) {
       throw UsageError("mixer retnet: rotation needs an even key width, it is {}", key_dim_);

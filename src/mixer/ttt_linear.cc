@@ -67,7 +67,7 @@ class TttLinearLayer : public LearnLayer {
     const int64_t taps = options.integer("conv", 0, 0);  // 0: no short convolution
     learn_.chunk = options.integer("chunk", 16);
     paper_ = !options.flag("fla", false);
-    rate_ = options.number("rate", 1.0) / static_cast<double>(dim);
+    rate_ = options.number("rate", 1.0, 0) / static_cast<double>(dim);
     options.close();
     learn_.norm = learn_.bias = 1;
     learn_.scale = paper_ ? 1.0 : 1.0 / std::sqrt(static_cast<double>(dim));

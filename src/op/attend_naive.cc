@@ -235,7 +235,8 @@ std::pair<at::Tensor, at::Tensor> naive_sequence(const at::Tensor& q, const at::
   const double shift = shift_of(o, s, first_sequence);
 
   const int64_t row_bytes = b * s.heads * tk * static_cast<int64_t>(q.element_size());
-  const int64_t rows = std::clamp<int64_t>((int64_t{128} << 20) / row_bytes, 1, tq);
+  const int64_t rows =
+      std::clamp<int64_t>((int64_t{128} << 20) / std::max<int64_t>(row_bytes, 1), 1, tq);
   std::vector<at::Tensor> outs, lses;
   for (int64_t begin = 0; begin < tq; begin += rows) {
     const int64_t end = std::min(begin + rows, tq);

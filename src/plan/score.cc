@@ -152,6 +152,9 @@ Effects effects_of(const Decoder& model, const Sample& sample, const Programs* p
   for (const auto& layer : effects.layers) {
     if (layer.out.defined()) outputs.push_back(layer.out);
   }
+  if (outputs.empty()) {
+    throw UsageError("no layer of this model keeps keys and values by heads: nothing to plan");
+  }
   auto gradients = torch::autograd::grad({picked}, outputs, {leaf.grad()});
   size_t next = 0;
   for (size_t l = 0; l < effects.layers.size(); ++l) {

@@ -160,7 +160,7 @@ FigureInputs make_inputs(const data::RecallGenerator& generator, const data::Cor
     twice.insert(twice.end(), passage.begin(), passage.end());
     inputs.repeats.push_back(std::move(twice));
     // Room for questions and answers beside the document.
-    inputs.needles.push_back(generator.needles(context - context / 16, 8, random));
+    inputs.needles.push_back(generator.needles(context - context / 16, 8, random, context));
   }
   return inputs;
 }
@@ -182,13 +182,14 @@ void add_importance(const Decoder& model, const at::Tensor& hidden, const at::Te
     at::cross_entropy_loss(scores, targets.slice(0, begin, end), {}, at::Reduction::Sum).backward();
   }
   std::vector<at::Tensor> wanted;
-  std::vector<size_t> layers;
+  std::vector<size_t> layers;  // of these; those of other layers have no figures
   for (size_t l = 0; l < outputs.size(); ++l) {
     if (outputs[l].defined()) {
       wanted.push_back(outputs[l]);
       layers.push_back(l);
     }
   }
+  if (wanted.empty()) return;
   const auto gradients = torch::autograd::grad({rows}, wanted, {leaf.grad()});
   for (size_t n = 0; n < wanted.size(); ++n) {
     const auto effect = (gradients[n].to(at::kFloat) * wanted[n].detach().to(at::kFloat))
@@ -201,6 +202,13 @@ void add_importance(const Decoder& model, const at::Tensor& hidden, const at::Te
   }
 }
 
+// Whether a head's weights are a softmax of scale q.k over what it sees, which the figures take for
+// granted.
+bool is_plain(const op::AttendOptions& o) {
+  return o.weight == kernel::Weight::kSoftmax && o.soft_cap == 0 && !o.key_bias.defined() &&
+         !o.q_bias.defined() && !o.alibi_slopes.defined() && !o.relative_bias.defined();
+}
+
 void measure_text(const Decoder& model, const Tokens& text, bool importance, double weight,
                   Figures& figures) {
   std::vector<at::Tensor> outputs(figures.heads.size());
@@ -208,12 +216,16 @@ void measure_text(const Decoder& model, const Tokens& text, bool importance, dou
   pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                        const op::AttendOptions& options) {
     check_interrupted();
-    {
+    if (!is_plain(options) && !figures.heads[l].empty()) {
+      figures.heads[l].clear();
+      figures.other_weights.push_back(l);
+    }
+    if (!figures.heads[l].empty()) {
       at::NoGradGuard guard;
       text_figures(q.detach(), k.detach(), options, figures.from, weight, figures.heads[l]);
     }
     auto out = std::get<0>(op::attend(q, k, v, options));
-    if (importance) {
+    if (importance && !figures.heads[l].empty()) {
       if (!out.requires_grad()) out = out.detach().requires_grad_();
       outputs[l] = out;
     }
@@ -233,6 +245,7 @@ void measure_repeat(const Decoder& model, const Tokens& text, double weight, Fig
                        const op::AttendOptions& options) {
     check_interrupted();
     auto [out, lse] = op::attend(q, k, v, options);
+    if (figures.heads[l].empty()) return out;
     const double scale = scale_of(options, q.size(3));
     put(figures.heads[l], &HeadFigures::repeat, copy_score(q, k, lse, scale, passage, 1), weight);
     put(figures.heads[l], &HeadFigures::echo, copy_score(q, k, lse, scale, passage, 0), weight);
@@ -275,6 +288,7 @@ void measure_needles(const Decoder& model, const data::NeedleDocument& document,
   pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                        const op::AttendOptions& options) {
     check_interrupted();
+    if (figures.heads[l].empty()) return std::get<0>(op::attend(q, k, v, options));
     const int64_t group = q.size(2) / k.size(2);
     const auto picked = q.index_select(1, rows)[0].permute({1, 0, 2}).to(at::kFloat);
     const auto keys = k[0].repeat_interleave(group, 1).permute({1, 2, 0}).to(at::kFloat);
@@ -300,6 +314,14 @@ Figures measure_heads(const Decoder& model, const FigureInputs& inputs, Progress
   for (int64_t l = 0; l < config.layers; ++l) {
     if (model.blocks()[l].mixer->heads()) figures.heads[l].resize(config.heads);
   }
+  const auto any = [&] {
+    return std::any_of(figures.heads.begin(), figures.heads.end(),
+                       [](const auto& layer) { return !layer.empty(); });
+  };
+  constexpr const char* kNone =
+      "no layer of this model has heads with softmax weights of q.k alone: there is nothing to "
+      "measure";
+  if (!any()) throw UsageError("{}", kNone);
   int64_t done = 0;
   progress.begin("heads", static_cast<int64_t>(inputs.texts.size() + inputs.repeats.size() +
                                                inputs.needles.size()));
@@ -313,6 +335,7 @@ Figures measure_heads(const Decoder& model, const FigureInputs& inputs, Progress
   each(inputs.texts, [&](const Tokens& text, double weight) {
     measure_text(model, text, inputs.importance, weight, figures);
   });
+  if (!any()) throw UsageError("{}", kNone);
   at::NoGradGuard no_gradients;
   each(inputs.repeats,
        [&](const Tokens& text, double weight) { measure_repeat(model, text, weight, figures); });
@@ -372,6 +395,7 @@ Json to_json(const Figures& figures) {
           {"from", figures.from},
           {"local_windows", windows},
           {"heads", heads},
+          {"other_weights", figures.other_weights},
           {"definitions", definitions()}};
 }
 

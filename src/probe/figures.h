@@ -48,7 +48,10 @@ struct HeadFigures {
 struct Figures {
   int64_t context = 0, from = 0;
   std::vector<std::vector<HeadFigures>>
-      heads;  // [layer][query head]; empty for layers without KV heads
+      heads;  // [layer][query head]; empty for layers without KV heads, and for other_weights
+  // Layers with heads whose weights are no softmax of q.k alone (biases, sigmoid, soft caps): the
+  // figures are not defined for them, or not measured yet.
+  std::vector<int64_t> other_weights;
   // [layer][KV head]: maximum over the group of `figure`.
   std::vector<std::vector<double>> per_kv_head(const Decoder& model,
                                                double (*figure)(const HeadFigures&)) const;

@@ -17,7 +17,7 @@ EvaluationData make_evaluation_data(const data::RecallGenerator& generator,
   data.texts = eval::spread_windows(corpus, texts, context);
   data::Random random(seed, 0xe7a1);
   for (int64_t n = 0; n < documents; ++n) {
-    data.needles.push_back(generator.needles(context - 64, needles, random));
+    data.needles.push_back(generator.needles(context - 64, needles, random, context));
   }
   return data;
 }

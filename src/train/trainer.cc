@@ -68,10 +68,21 @@ ModelConfig model_config(const TrainConfig& config, int64_t vocab, const Special
   model.bos = special.bos;
   for (const auto& [layer, what] : m.mixers.items()) {
     const std::string where = "model.mixers." + layer;
-    char* end = nullptr;
-    const int64_t number = std::strtoll(layer.c_str(), &end, 10);
-    if (layer.empty() || *end != '\0' || number < 0 || number >= m.layers) {
+    const bool digits = layer.size() < 7 && std::all_of(layer.begin(), layer.end(), [](char ch) {
+                          return ch >= '0' && ch <= '9';
+                        });
+    const int64_t number = digits && !layer.empty() ? std::stoll(layer) : -1;
+    if (number < 0 || number >= m.layers || std::to_string(number) != layer) {
       throw UsageError("{}: there is no such layer; the model has 0 to {}", where, m.layers - 1);
+    }
+    if (!what.is_object() || !what.contains("mixer")) {
+      throw UsageError(
+          "{}: expected {{ mixer = \"ID\" }} or {{ mixer = \"ID\", options = {{ ... }} }}", where);
+    }
+    for (const auto& [key, value] : what.items()) {
+      if (key == "mixer" || key == "options") continue;
+      throw UsageError("{}: unknown key {}; a mixer's own options go into options = {{ ... }}",
+                       where, key);
     }
     Json options = Json::object();
     if (const Json* given = find_field(what, "options", where)) options = *given;
@@ -146,6 +157,11 @@ class Run {
  public:
   Run(const TrainConfig& config, bool resume, Progress& progress)
       : config_(config), progress_(progress), out_(config.out) {
+    if (!config_.model.from.empty() && !config_.model.mixers.empty()) {
+      throw UsageError(
+          "model.mixers does not go with model.from: the layers of {} are trained as they are",
+          config_.model.from);
+    }
     open_device();
     const auto newest = newest_checkpoint(out_);
     if (newest && !resume) {

@@ -87,6 +87,27 @@ TEST_F(Errors, ADemoThatCannotBeginLeavesNothing) {
   EXPECT_FALSE(fs::exists(folder_ / "report"));
 }
 
+TEST_F(Errors, LayersThatAreWrittenWrongly) {
+  write("text.txt", "A text of a few words.");
+  const auto refused = [&](const std::string& mixers, const std::string& what) {
+    write("run.toml", "[model]\nhidden = 32\nheads = 2\n[model.mixers]\n" + mixers +
+                          "\n[data]\ntrain = [\"text.txt\"]\nlength = 64\n[train]\nsteps = 1\n");
+    expect_refused(call("train run.toml --out run"), 2, what);
+    EXPECT_FALSE(fs::exists(folder_ / "run"));
+  };
+  refused("\"1\" = { mixer = \"softmax\", window = 20 }", "unknown key window");
+  refused("\"1\" = \"gla\"", "expected { mixer");
+  refused("\"+1\" = { mixer = \"gla\" }", "no such layer");
+  refused("\"01\" = { mixer = \"gla\" }", "no such layer");
+  refused("\"1\" = { mixer = \"gla\", options = { gate_normalizer = 0 } }", "a number above 0");
+  refused("\"1\" = { mixer = \"nsa\", options = { heads = 4 } }", "rotation");
+  refused("\"1\" = { mixer = \"fna\", options = { window = 1 } }", "window");
+  write("run.toml", "[model]\nfrom = \"" + kModel +
+                        "\"\n[model.mixers]\n\"1\" = { mixer = \"gla\" }\n[data]\ntrain = "
+                        "[\"text.txt\"]\n");
+  expect_refused(call("train run.toml --out run"), 2, "model.from");
+}
+
 TEST_F(Errors, ARunThatCannotBeginLeavesNothing) {
   write("run.toml", "[data]\ntrain = [\"none.txt\"]\n");
   expect_refused(call("train run.toml --out run"), 1, "none.txt");

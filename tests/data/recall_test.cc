@@ -83,6 +83,11 @@ TEST(Recall, NeedlesHaveNamesOfTheirOwnAndQuestionsThatFit) {
   }
   EXPECT_GT(document.needles.back().depth, 0.8);
   EXPECT_THROW(generator().needles(500, 20, random), UsageError);
+  // In a context that the document would fill there is room for the longest question and answer.
+  const auto small = generator().needles(700, 2, random, 700);
+  for (const auto& needle : small.needles) {
+    EXPECT_LE(small.tokens.size() + needle.question.size() + needle.answer.size(), 700u);
+  }
 }
 
 TEST(Recall, EveryWordingFindsNamesForManyNeedles) {

@@ -146,6 +146,23 @@ void outputs_are_as_declared(const Mechanism& m, Findings& found) {
   });
 }
 
+// No sequence at all: empty outputs, from every form.
+void empty_batches_are_taken(const Mechanism& m, Findings& found) {
+  for_tries(m, found, [&](const Try& one) {
+    Try none = one;
+    none.sizes[m.card.tests.batch] = 0;
+    const int64_t tokens = lengths_of(m, one, {12}).front();
+    const NamedTensors in = make_inputs(m, none, tokens, 3);
+    for (const std::string& form : forms_of(m, one.settings, in)) {
+      for (const auto& [name, t] : run(m, in, form, one.settings)) {
+        const TensorSpec* spec = output_spec(m, none, in, name);
+        const bool of_batch = spec != nullptr && spec->shape.starts_with(m.card.tests.batch + ",");
+        if (of_batch) found.expect(t.numel() == 0, form + ": output " + name + " is not empty");
+      }
+    }
+  });
+}
+
 void cross_lengths(const Mechanism& m, Findings& found) {
   const TestCard& tests = m.card.tests;
   if (tests.queries == tests.keys) return;
@@ -621,6 +638,7 @@ const std::vector<Property>& properties() {
       {"FormsAgree", forms_agree},
       {"FormsAgreeAtOrdinarySizes", forms_agree_at_ordinary_sizes},
       {"OutputsAreAsDeclared", outputs_are_as_declared},
+      {"EmptyBatchesAreTaken", empty_batches_are_taken},
       {"CrossLengths", cross_lengths},
       {"HalfPrecisionStorage", half_precision_storage},
       {"ExtremeGates", extreme_gates},

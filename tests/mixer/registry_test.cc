@@ -9,6 +9,7 @@
 
 #include "io/error.h"
 #include "mixer/apply.h"
+#include "mixer/common/layer_options.h"
 #include "mixer/common/rows.h"
 #include "mixer/common/shape.h"
 #include "mixer/common/systems.h"
@@ -105,6 +106,25 @@ TEST(Registry, CardsNameOnlyWhatTheyHave) {
       EXPECT_FALSE(tests.bound.reason.empty()) << "a wider bound wants a reason";
     }
   }
+}
+
+// What `heed show` says of a layer's options is what the layer reads.
+TEST(Registry, LayersSayTheirOptions) {
+  for (const Mechanism& m : registry().all()) {
+    SCOPED_TRACE(m.card.id);
+    const std::vector<LayerOption> options = layer_options(m);
+    EXPECT_EQ(options.empty(), !m.layer);
+    std::set<std::string> names;
+    for (const LayerOption& option : options) {
+      EXPECT_TRUE(names.insert(option.name).second) << option.name;
+      EXPECT_FALSE(option.expected.empty()) << option.name;
+    }
+    if (!m.layer || m.card.tests.layer.options.empty()) continue;
+    for (const auto& [name, value] : Json::parse(m.card.tests.layer.options).items()) {
+      EXPECT_TRUE(names.count(name)) << name;
+    }
+  }
+  EXPECT_TRUE(layer_options(find_mechanism("dplr")).empty());
 }
 
 TEST(Registry, NamesTheNearestSystem) {

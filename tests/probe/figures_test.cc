@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "io/error.h"
 #include "op/attend.h"
 #include "tiny_model.h"
 
@@ -56,6 +57,26 @@ TEST(Figures, EqualThoseOfTheExplicitMap) {
     EXPECT_NEAR(f.echo, echo / 60, 1e-4);
     EXPECT_NEAR(f.repeat, repeat / 59, 1e-4);
   });
+}
+
+// Heads whose weights are no softmax of q.k alone have no figures; a model without any others is
+// refused.
+TEST(Figures, OtherWeightsAreLeftOut) {
+  FigureInputs inputs;
+  inputs.texts = eval::spread_windows(test::tiny_corpus(), 1, 100);
+  inputs.repeats = {inputs.texts[0]};
+  ModelConfig config = test::tiny_config();
+  config.mixers[0] = {"fox", Json::object()};
+  config.mixers[1] = {"gla", Json::object()};
+  const auto figures = measure_heads(Decoder::random(config, 3), inputs);
+  EXPECT_EQ(figures.other_weights, std::vector<int64_t>{0});
+  EXPECT_TRUE(figures.heads[0].empty());
+  EXPECT_TRUE(figures.heads[1].empty());
+  ASSERT_EQ(figures.heads[2].size(), 4u);
+  EXPECT_GT(figures.heads[2][0].importance, 0);
+  config.mixers[0] = {"sigmoid-attention", Json::object()};
+  config.mixers[2] = config.mixers[1];
+  EXPECT_THROW(measure_heads(Decoder::random(config, 3), inputs), UsageError);
 }
 
 TEST(Figures, NeedleScoreIsAShareAndJsonHasEveryHead) {

@@ -234,6 +234,42 @@ CoreCall convert(const Binding& binding, const NamedTensors& tensors, const Appl
   return call;
 }
 
+// The dimension of sequences in a tensor of this shape; -1 where it has none.
+int64_t sequence_dimension(const TensorSpec& spec, const at::Tensor& t) {
+  for (const std::vector<std::string>& dimensions : parse_shape(spec.shape)) {
+    if (static_cast<int64_t>(dimensions.size()) != t.dim()) continue;
+    for (size_t i = 0; i < dimensions.size(); ++i) {
+      if (dimensions[i] == "B" || dimensions[i] == "Ns") return static_cast<int64_t>(i);
+    }
+  }
+  return -1;
+}
+
+// A batch of no sequences: what one sequence of zeros gives, without it. No core need know of it.
+NamedTensors run_empty(const Mechanism& mechanism, const Binding& binding, CoreCall call) {
+  const auto resized = [](const TensorSpec* spec, const at::Tensor& t, int64_t size) {
+    const int64_t dimension = spec == nullptr ? -1 : sequence_dimension(*spec, t);
+    if (dimension < 0 || t.size(dimension) == size) return t;
+    std::vector<int64_t> sizes = t.sizes().vec();
+    sizes[static_cast<size_t>(dimension)] = size;
+    return at::zeros(sizes, t.options());
+  };
+  for (const TensorSpec* spec : binding.inputs) {
+    const auto it = call.in.find(spec->name);
+    if (it != call.in.end()) it->second = resized(spec, it->second.detach(), 1);
+  }
+  for (const char* name : {"B", "Ns"}) {
+    if (const auto it = call.names.find(name); it != call.names.end()) it->second = 1;
+  }
+  NamedTensors outputs = mechanism.core(call);
+  for (auto& [name, t] : outputs) {
+    for (const TensorSpec* spec : binding.outputs) {
+      if (spec->name == name) t = resized(spec, t, 0);
+    }
+  }
+  return outputs;
+}
+
 // grad_NAME of every leaf; zero where nothing reaches it.
 void differentiate(const Binding& binding, const NamedTensors& tensors, const NamedTensors& outputs,
                    const std::map<std::string, at::Tensor>& leaves, NamedTensors& results) {
@@ -272,7 +308,9 @@ NamedTensors apply(const Mechanism& mechanism, const NamedTensors& inputs,
   std::map<std::string, at::Tensor> leaves;
   const CoreCall call = convert(binding, inputs, options, leaves);
   const at::AutoGradMode grad_mode(options.grad);
-  const NamedTensors outputs = mechanism.core(call);
+  const auto batch = binding.names.find("B");
+  const bool empty = batch != binding.names.end() && batch->second == 0;
+  const NamedTensors outputs = empty ? run_empty(mechanism, binding, call) : mechanism.core(call);
   const at::ScalarType compute = options.dtype == at::kDouble ? at::kDouble : at::kFloat;
   NamedTensors results;
   for (const auto& [name, t] : outputs) {

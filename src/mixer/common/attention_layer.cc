@@ -68,9 +68,11 @@ AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config,
     throw UsageError("mixer {}: {} heads {} {} key/value heads", id, view_.heads,
                      own & kAllHeads ? "need as many, not" : "are no multiple of", view_.kv_heads);
   }
-  if (options_.has("rope_theta")) {
-    RopeConfig rope;
-    rope.base = options_.number("rope_theta", 0);
+  const bool own_rotation = options_.has("rope_theta");
+  RopeConfig rope;
+  rope.base = options_.number("rope_theta", 0, 0);
+  options_.describe("rope_theta", "a number of at least 0 (0: no rotation)", "the model's");
+  if (own_rotation) {
     if (rope.base > 0 && view_.head_dim % 2 != 0) {
       throw UsageError("mixer {}: rotation needs an even head size, it is {}", id, view_.head_dim);
     }
@@ -78,6 +80,11 @@ AttentionLayer::AttentionLayer(const std::string& id, const LayerConfig& config,
     rope_ = rope.base > 0 ? std::make_shared<Rope>(
                                 rope_frequencies(rope, view_.head_dim, kContext, 0), kContext)
                           : nullptr;
+  } else if (rope_ && config.head_dim > 0 && view_.head_dim != config.head_dim) {
+    throw UsageError(
+        "mixer {}: {} heads of {} numbers do not fit the model's rotation, made for heads of {}; "
+        "give the option rope_theta (0: no rotation)",
+        id, view_.heads, view_.head_dim, config.head_dim);
   }
   set_window(view_.window);
   make_projections(config);

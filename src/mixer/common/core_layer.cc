@@ -17,6 +17,9 @@ CoreLayer::CoreLayer(const std::string& id, const LayerConfig& config, unsigned 
   SettingList given;
   for (const std::string& name : settings) {
     const std::string text = options_.text(name);
+    if (const SettingSpec* spec = card.apply.setting(name)) {
+      options_.describe(name, expected(*spec), spec->required ? "" : spec->default_value);
+    }
     if (!text.empty()) given.emplace_back(name, text);
   }
   // The grid is the call's; the card may ask for it.

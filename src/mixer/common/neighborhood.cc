@@ -153,6 +153,9 @@ class NeighborhoodLayer final : public CoreLayer {
       return settings().ints(name) == std::vector<int64_t>{1};
     };
     const std::vector<int64_t>& window = settings().ints("window");
+    for (const int64_t w : window) {
+      if (w < 2) throw UsageError("mixer {}: option window is {}, expected at least 2", id, w);
+    }
     slides_ = window.size() == 1 && one("dilation") && (!strided || one("stride"));
     if (slides_) set_window(window[0]);
   }
@@ -233,7 +236,8 @@ void set_neighborhood_row(Card& card, bool strided) {
   row.inputs = {token("q", "B,T,H,D"), token("k", "B,T,Hk,D"), token("v", "B,T,Hk,V"),
                 token("extra_k", "B,E,Hk,D").together("extra"),
                 token("extra_v", "B,E,Hk,V").together("extra")};
-  row.settings = {ints_setting("grid", "T").at_least(1), ints_setting("window").needed(),
+  row.settings = {ints_setting("grid", "T").at_least(1),
+                  ints_setting("window").at_least(2).needed(),
                   ints_setting("dilation", "1").trying({"3"}),
                   ints_setting("causal", "false", {"false", "true"}).trying({"true"}),
                   scale_setting("1/sqrt(D)")};

@@ -1,6 +1,8 @@
 // The registry, settings, and the cards of all systems.
 #include "mixer/registry.h"
 
+#include <set>
+
 #include "heed/mixer_registry.inc"
 #include "io/error.h"
 #include "mixer/common/systems.h"
@@ -48,8 +50,12 @@ Settings read_settings(const Card& card, const SettingList& given) {
     settings.set_default(spec);
     known += (known.empty() ? "" : ", ") + spec.name;
   }
+  std::set<std::string> seen;
   for (const auto& [name, text] : given) {
     const SettingSpec* spec = card.apply.setting(name);
+    if (!seen.insert(name).second) {
+      throw UsageError("{}: setting {} is given twice", card.id, name);
+    }
     if (spec == nullptr) {
       throw UsageError("{}: unknown setting {}, expected one of: {}", card.id, name,
                        known.empty() ? "none" : known);
