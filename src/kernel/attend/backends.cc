@@ -1,8 +1,10 @@
 // The CPU row of attend in the table of backends: a call's table of jobs, run.
+#include <algorithm>
 #include <cstring>
 #include <new>
 
 #include "kernel/attend/table.h"
+#include "kernel/parallel.h"
 
 namespace heed::kernel {
 namespace {
@@ -56,6 +58,18 @@ void add_group(const heed_view& apart, const heed_view& to) {
   }
 }
 
+// By all threads: the first to write fresh memory waits for its pages.
+void zero(void* memory, int64_t bytes, const heed_parallel* parallel) {
+  constexpr int64_t kLeast = 256 << 10;
+  const int64_t parts = std::clamp<int64_t>(bytes / kLeast, 1, parallel_threads(parallel));
+  parallel_for(parallel, parts, [&](int64_t i, int32_t /*worker*/) {
+    const int64_t first = bytes * i / parts, last = bytes * (i + 1) / parts;
+    if (last > first) {
+      std::memset(static_cast<char*>(memory) + first, 0, static_cast<size_t>(last - first));
+    }
+  });
+}
+
 heed_status backward(AttendCall c, void* workspace, AttendJobs& jobs, const heed_parallel* parallel,
                      heed_message* message) {
   const bool needs = normalised(static_cast<Weight>(c.options.weight));
@@ -65,14 +79,14 @@ heed_status backward(AttendCall c, void* workspace, AttendJobs& jobs, const heed
   }
   for (heed_view* view : {&c.grad.q, &c.grad.k, &c.grad.v, &c.grad.key_bias, &c.grad.q_bias,
                           &c.grad.alibi_slopes, &c.grad.relative_bias, &c.grad.relative_scale}) {
-    if (given(*view)) std::memset(view->data, 0, static_cast<size_t>(4 * elements(*view)));
+    if (given(*view)) zero(view->data, 4 * elements(*view), parallel);
   }
   if (elements(c.in.q) == 0 || elements(c.in.k) == 0) return HEED_OK;
   if (!needs) c.grad.lse = {};
   const Plan plan(c);
   const heed_view k = c.grad.k, v = c.grad.v;
   char* memory = static_cast<char*>(workspace);
-  if (plan.bytes() > 0) std::memset(memory, 0, static_cast<size_t>(plan.bytes()));
+  zero(memory, plan.bytes(), parallel);
   const int64_t heads = c.in.q.sizes[2];
   if (plan.k > 0) c.grad.k = contiguous(k, heads, HEED_FLOAT32, memory);
   if (plan.v > 0) c.grad.v = contiguous(v, heads, HEED_FLOAT32, memory + plan.k);
