@@ -3,6 +3,7 @@
 // Attention Better For Vision Transformers?", arXiv 2503.10632. No variant of `attend`: the sums of
 // the functions over the keys come before the values.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include "io/error.h"
 #include "mixer/common/core_layer.h"
@@ -53,6 +54,44 @@ at::Tensor sums_tiled(const at::Tensor& e, const at::Tensor& a, const at::Tensor
   return u;
 }
 
+// The same without a gradient, by all threads: each takes a run of queries of one head with a block
+// of keys at a time, whose logits and harmonics stay in its second cache. q [B,H,Tq,D] scaled, k
+// [B,H,Tk,D].
+at::Tensor sums_in_blocks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& a,
+                          const at::Tensor& b, const std::string& base) {
+  constexpr int64_t kQueries = 32, kKeys = 512;
+  const int64_t heads = q.size(1), queries = q.size(2), keys = k.size(2);
+  const int64_t runs = (queries + kQueries - 1) / kQueries;
+  const at::Tensor u = at::zeros({q.size(0), heads, queries, a.size(1)}, q.options());
+  at::parallel_for(0, q.size(0) * heads * runs, 1, [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = task / runs / heads, h = task / runs % heads;
+      const int64_t first = task % runs * kQueries, rows = std::min(kQueries, queries - first);
+      const at::Tensor run = q[n][h].narrow(0, first, rows), out = u[n][h].narrow(0, first, rows);
+      for (int64_t from = 0; from < keys; from += kKeys) {
+        const int64_t count = std::min(kKeys, keys - from);
+        const at::Tensor e = at::mm(run, k[n][h].narrow(0, from, count).t());
+        if (base != "zero") out.add_(base_of(e, base).sum(-1, true));
+        const at::Tensor c1 = at::cos(e), s1 = at::sin(e);
+        at::Tensor c = c1.clone();
+        const at::Tensor s = s1.clone();
+        for (int64_t m = 0; m < a.size(3); ++m) {
+          const auto weights = [&](const at::Tensor& x) {
+            return x[h].narrow(1, from, count).select(2, m).t();
+          };
+          out.addmm_(c, weights(a)).addmm_(s, weights(b));
+          if (m + 1 == a.size(3)) break;
+          const at::Tensor next = c.mul(c1).addcmul_(s, s1, -1);
+          s.mul_(c1).addcmul_(c, s1);
+          c = next;
+        }
+      }
+    }
+  });
+  return u;
+}
+
 NamedTensors karat_core(const CoreCall& call) {
   constexpr int64_t kRun = 32;  // queries whose logits stay in the caches
   const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
@@ -63,6 +102,9 @@ NamedTensors karat_core(const CoreCall& call) {
   at::Tensor u;
   if (call.form == "naive" || q.size(1) == 0) {
     u = sums_naive(dense_logits(q, k, scale), a, b, base);
+  } else if (q.is_cpu() && !at::GradMode::is_enabled()) {
+    u = sums_in_blocks(q.to(wide).mul(scale).transpose(1, 2), k.to(wide).transpose(1, 2), a, b,
+                       base);
   } else {
     std::vector<at::Tensor> runs;
     for (int64_t begin = 0; begin < q.size(1); begin += kRun) {

@@ -1,6 +1,7 @@
 #include "op/toeplitz.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,6 +26,7 @@ int64_t fast_length(int64_t n) {
 }
 
 constexpr int64_t kRun = 128;            // queries computed together
+constexpr int64_t kKeys = 512;           // keys of a block
 constexpr int64_t kTile = 1024 * 1024;   // numbers of all heads of a run, where one head has fewer
 constexpr int64_t kFftBytes = 32 << 20;  // columns that are transformed at once
 
@@ -70,10 +72,25 @@ struct WeightedToeplitz : torch::autograd::Function<WeightedToeplitz> {
                             bool causal) {
     ctx->save_for_backward({f, g, x, c});
     ctx->saved_data["causal"] = causal;
-    at::Tensor y = at::empty({f.size(0), f.size(1), x.size(2)}, x.options());
-    for_runs(f, g, causal, [&](const Run& run) {
-      const at::Tensor weights = at::bmm(run.queries(f), run.seen(g).transpose(1, 2));
-      run.queries(y).copy_(at::bmm(weights.mul_(run.factors(c)), run.seen(x)));
+    at::Tensor y = at::zeros({f.size(0), f.size(1), x.size(2)}, x.options());
+    const int64_t runs = (f.size(1) + kRun - 1) / kRun;
+    // A thread takes one run of one head with a block of keys at a time: the weights stay in its
+    // second cache.
+    at::parallel_for(0, f.size(0) * runs, 1, [&](int64_t first, int64_t last) {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t n = task / runs, r = task % runs * kRun;
+        const int64_t rows = std::min(kRun, f.size(1) - r);
+        const int64_t seen = causal ? std::max<int64_t>(0, g.size(1) - r) : g.size(1);
+        const at::Tensor own = f[n].narrow(0, r, rows), out = y[n].narrow(0, r, rows);
+        for (int64_t k = 0; k < seen; k += kKeys) {
+          const int64_t keys = std::min(kKeys, seen - k);
+          const at::Tensor factors =
+              c.as_strided({rows, keys}, {1, 1}, c.storage_offset() + n * c.stride(0) + r + k);
+          const at::Tensor weights = at::mm(own, g[n].narrow(0, k, keys).t()).mul_(factors);
+          out.addmm_(weights, x[n].narrow(0, k, keys));
+        }
+      }
     });
     return y;
   }
