@@ -120,7 +120,8 @@ TEST(Registry, LayersSayTheirOptions) {
       EXPECT_FALSE(option.expected.empty()) << option.name;
     }
     if (!m.layer || m.card.tests.layer.options.empty()) continue;
-    for (const auto& [name, value] : Json::parse(m.card.tests.layer.options).items()) {
+    const Json tested = Json::parse(m.card.tests.layer.options);
+    for (const auto& [name, value] : tested.items()) {
       EXPECT_TRUE(names.count(name)) << name;
     }
   }
