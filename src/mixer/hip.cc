@@ -190,10 +190,28 @@ NamedTensors hip_core(const CoreCall& call) {
   return {{"out", dense_values(w, v)}, {"lse", lse.transpose(1, 2)}, {"indices", chosen}};
 }
 
+// What the last search chose [H,most], and how many tokens there were then (0: none yet).
+struct Choice {
+  at::Tensor blocks, tokens;
+  int64_t refresh = 1;  // steps that read it before the next search
+
+  int64_t age(int64_t tokens_now) const { return tokens_now - tokens.item<int64_t>(); }
+  bool serves(int64_t tokens_now) const {
+    return refresh > 1 && tokens.item<int64_t>() > 0 && age(tokens_now) < refresh;
+  }
+  void keep(const at::Tensor& chosen, int64_t tokens_now) {
+    if (refresh == 1) return;
+    blocks.copy_(chosen[0].select(1, -1));
+    tokens.fill_(tokens_now);
+  }
+};
+
 // q [1,T,H,D], the last T of the tokens k [1,N,Hk,D], in blocks of queries that are counted from
-// the first of all tokens. A block that has only begun is searched with the queries that are there.
+// the first of all tokens. A block that has only begun is searched with the queries that are there;
+// a single query reads the choice of an earlier one while it serves, behind a window that has grown
+// by the tokens since, so that none is lost between the two.
 at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Search& s,
-                  double scale) {
+                  double scale, Choice choice) {
   const int64_t past = k.size(1) - q.size(1);
   std::vector<at::Tensor> outs;
   for (int64_t begin = past; begin < k.size(1);) {
@@ -207,31 +225,45 @@ at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     options.scale = scale;
     options.window = s.window, options.sinks = s.sinks;
     options.q_block = s.block_q, options.k_block = s.block_k;
-    set_lists(search_fast(queries, keys, s), options);
+    if (end - begin == 1 && choice.serves(end)) {
+      options.window += choice.age(end);
+      set_lists(choice.blocks.view({1, q.size(2), 1, s.most()}), options);
+    } else {
+      const at::Tensor chosen = search_fast(queries, keys, s);
+      choice.keep(chosen, end);
+      set_lists(chosen, options);
+    }
     outs.push_back(std::get<0>(op::attend(queries, keys, v.slice(1, 0, end), options)));
     begin = end;
   }
   return at::cat(outs, 1);
 }
 
-// No parameters but the projections: any trained attention layer's weights fit.
+// No parameters but the projections: any trained attention layer's weights fit. With `refresh` = r
+// decoding searches at every r-th token.
 class HipLayer final : public CoreLayer {
  public:
   explicit HipLayer(const LayerConfig& config)
       : CoreLayer("hip", config, kWindow | kKeySet,
                   {"topk", "block_q", "block_k", "window", "sinks"}),
-        search_(read_search(settings())) {
+        search_(read_search(settings())),
+        refresh_(options_.integer("refresh", 1)) {
     options_.close();
   }
   bool takes(Pattern pattern) const override { return pattern == Pattern::kCausalSelf; }
   StateSpec state(const StateRequest& request) const override {
     StateSpec spec = AttentionLayer::state(request);
     std::get<RowsPart>(spec.parts[0]).grouped = true;
+    if (refresh_ > 1) {
+      spec.parts.emplace_back(FixedPart{"chosen", {view().heads, search_.most()}, at::kLong});
+      spec.parts.emplace_back(FixedPart{"searched", {1}, at::kLong});
+    }
     return spec;
   }
   Traits traits() const override {
     Traits traits = AttentionLayer::traits();
     traits.causality = Causality::kSelectionLeaky;
+    if (refresh_ > 1) traits.can_truncate = false;
     return traits;
   }
 
@@ -239,13 +271,16 @@ class HipLayer final : public CoreLayer {
   at::Tensor mix(Heads& h, op::AttendOptions options) override {
     if (h.call.states.empty()) return CoreLayer::mix(h, options);
     return over_states(
-        h, [&](const Sequences& part, State&, const at::Tensor& k, const at::Tensor& v) {
-          return decode(part(h.q), k, v, search_, *options.scale);
+        h, [&](const Sequences& part, State& state, const at::Tensor& k, const at::Tensor& v) {
+          Choice choice;
+          if (refresh_ > 1) choice = {state.tensor(1), state.tensor(2), refresh_};
+          return decode(part(h.q), k, v, search_, *options.scale, choice);
         });
   }
 
  private:
   Search search_;
+  int64_t refresh_;
 };
 
 }  // namespace

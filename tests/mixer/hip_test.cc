@@ -109,5 +109,42 @@ TEST(Hip, TheLayerGoesBlockByBlock) {
   EXPECT_LE(relative_error(wide->forward(x, whole), dense), 5e-6);
 }
 
+// With a refresh of 4 every fourth token searches and reads what it would read alone; those between
+// read the same blocks behind a window that grows, so that nothing is lost: a budget of everything
+// stays softmax attention.
+TEST(Hip, AChoiceServesSomeSteps) {
+  at::manual_seed(6);
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = at::randn({1, 60, 32});
+  NamedTensors weights;
+  const auto steps = [&](const std::string& id, const Json& options) {
+    LayerConfig config;
+    config.hidden = 32, config.heads = 4, config.kv_heads = 2;
+    config.options = options;
+    const auto layer = make_layer(id, config);
+    for (auto& [name, t] : layer->parameters()) {
+      if (weights.count(name) == 0) weights[name] = t.mul(10);
+      t.copy_(weights[name]);
+    }
+    auto state = layer->make_state();
+    std::vector<at::Tensor> outs;
+    for (int64_t i = 0; i < 60; ++i) {
+      if (i == 30) state = state->fork();  // what was chosen goes along
+      Call call;
+      call.states = {state.get()};
+      outs.push_back(layer->forward(x.slice(1, i, i + 1), call));
+    }
+    return at::cat(outs, 1);
+  };
+  Json options = {{"topk", 8}, {"block_q", 1}, {"window", 6}, {"sinks", 2}};
+  const at::Tensor each = steps("hip", options);
+  options["refresh"] = 4;
+  const at::Tensor fourth = steps("hip", options);
+  EXPECT_LE(relative_error(fourth.slice(1, 0, 60, 4), each.slice(1, 0, 60, 4)), 5e-6);
+  EXPECT_GT(relative_error(fourth, each), 1e-3);
+  options["topk"] = 64;
+  EXPECT_LE(relative_error(steps("hip", options), steps("softmax", Json::object())), 5e-6);
+}
+
 }  // namespace hip_test
 }  // namespace heed::mixer
