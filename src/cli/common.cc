@@ -13,6 +13,7 @@
 #include "io/atomic_file.h"
 #include "io/error.h"
 #include "op/cuda_plugin.h"
+#include "op/parallel.h"
 
 namespace heed::cli {
 
@@ -74,6 +75,7 @@ void CommonOptions::apply() {
     for (std::string& input : *list) input = as_file(input);
   }
   if (threads > 0) at::set_num_threads(threads);
+  op::warm_vector_math();
   if (device == "cuda") op::open_cuda();  // before manual_seed, which asks PyTorch for CUDA
   at::manual_seed(seed);
 }

@@ -5,6 +5,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <fmt/format.h>
+
 #include "io/error.h"
 #include "mixer/common/core_layer.h"
 #include "mixer/common/dense_attention.h"
@@ -119,8 +121,10 @@ NamedTensors karat_core(const CoreCall& call) {
   return {{"out", at::matmul(u, mixed).transpose(1, 2).to(v.scalar_type())}};
 }
 
-// An operator of its own for every head ("blockwise"), over a fixed number of tokens. Coefficients
-// are drawn so that sums over the keys, and then their mixture of values, keep their size.
+// An operator for every head over a fixed number of tokens: the layer's own ("blockwise"), or that
+// of the earlier layer which `universal` names, shared by all layers that name it ("universal").
+// Coefficients are drawn so that sums over the keys, and then their mixture of values, keep their
+// size.
 class KaratLayer final : public CoreLayer {
  public:
   explicit KaratLayer(const LayerConfig& config)
@@ -131,7 +135,16 @@ class KaratLayer final : public CoreLayer {
     }
     tokens_ = options_.integer("tokens", 0);
     const int64_t rank = options_.integer("rank", 12), harmonics = options_.integer("harmonics", 3);
+    owner_ = options_.integer("universal", config.layer, 0);
+    options_.describe("universal", "a layer from 0 to itself, whose coefficients it reads",
+                      "its own");
     options_.close();
+    if (owner_ > config.layer) {
+      throw UsageError("mixer karat: option universal is {}, expected a layer up to its own, {}",
+                       owner_, config.layer);
+    }
+    owns_ = owner_ == config.layer;
+    if (!owns_) return;
     const auto normal = [&](at::IntArrayRef shape, int64_t terms) {
       return at::empty(shape, init_options()).normal_(0, 1 / std::sqrt(static_cast<double>(terms)));
     };
@@ -148,11 +161,31 @@ class KaratLayer final : public CoreLayer {
       throw UsageError("mixer karat: made for {} tokens, the sequence has {}", tokens_,
                        part.length);
     }
-    call.in["a"] = a_, call.in["b"] = b_, call.in["w"] = w_;
+    const std::pair<const char*, at::Tensor> own[] = {{"a", a_}, {"b", b_}, {"w", w_}};
+    for (const auto& [name, t] : own) {
+      const std::string key = fmt::format("karat.{}.{}", owner_, name);
+      Shared* const shared = h.call.shared;
+      if (owns_) {
+        if (shared != nullptr) shared->insert_or_assign(key, t);
+        call.in[name] = t;
+        continue;
+      }
+      const bool there = shared != nullptr && shared->count(key) > 0;
+      const at::Tensor other = there ? shared->at(key) : at::Tensor();
+      const int64_t keys = there ? other.size(name[0] == 'w' ? 1 : 2) : 0;
+      if (keys != tokens_ || other.size(0) != view().heads) {
+        throw UsageError(
+            "mixer karat: layer {}, which option universal names, has no coefficients for {} heads "
+            "and {} tokens",
+            owner_, view().heads, tokens_);
+      }
+      call.in[name] = other;
+    }
   }
 
  private:
-  int64_t tokens_;
+  int64_t tokens_, owner_;
+  bool owns_ = true;
   at::Tensor a_, b_, w_;
 };
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "op/engine_call.h"
+#include "op/parallel.h"
 
 namespace heed::op {
 
@@ -67,6 +68,7 @@ void Engine::by_sequence(std::span<Tensor> tensors, const Tensor& cu_seqlens,
 
 void Engine::run_form(Form form, std::span<Tensor> tensors, const void* options,
                       const Tensor& cu_seqlens) const {
+  warm_vector_math();
   std::vector<Tensor> x(tensors.begin(), tensors.end());
   const bool wide = is_wide(fields_, tensors);
   bind_call(fields_, x, options, cu_seqlens, wide).check(HEED_FORWARD, wide);

@@ -1,5 +1,6 @@
 #include "op/parallel.h"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <atomic>
@@ -58,6 +59,15 @@ void warn_naive(const std::string& what, const std::string& reason) {
   const std::lock_guard lock(mutex);
   if (!said.insert(what).second) return;
   std::fprintf(stderr, "heed: %s runs in its naive form: %s\n", what.c_str(), reason.c_str());
+}
+
+void warm_vector_math() {
+  static const bool done = [] {
+    const at::Tensor few = at::zeros({16});
+    at::exp(few), at::log(few.add(1)), at::cos(few), at::sin(few), at::tanh(few);
+    return true;
+  }();
+  (void)done;
 }
 
 }  // namespace heed::op

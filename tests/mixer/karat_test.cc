@@ -115,5 +115,43 @@ TEST(Karat, TheLayerIsForItsNumberOfTokens) {
   EXPECT_THROW(layer->forward(at::randn({2, 21, 32}), call), UsageError);
 }
 
+// Universal: a later layer reads the first one's coefficients, and their gradient is of both.
+TEST(Karat, LayersShareAUniversalOperator) {
+  LayerConfig config;
+  config.hidden = 32, config.heads = 4;
+  config.options = {{"tokens", 12}, {"rank", 2}};
+  at::manual_seed(3);
+  const auto first = make_layer("karat", config);
+  config.layer = 2;
+  const auto own = make_layer("karat", config);
+  config.options["universal"] = 0;
+  const auto second = make_layer("karat", config);
+  NamedTensors coefficients, weights;
+  for (auto& [name, t] : first->parameters()) coefficients[name] = t;
+  for (auto& [name, t] : second->parameters()) weights[name] = t;
+  EXPECT_EQ(coefficients.count("a"), 1u);
+  EXPECT_EQ(weights.count("a"), 0u);
+  {
+    const at::NoGradGuard no_grad;
+    for (auto& [name, t] : own->parameters()) {
+      t.copy_(weights.count(name) ? weights.at(name) : coefficients.at(name));
+    }
+  }
+  const at::Tensor x = at::randn({1, 12, 32});
+  Shared shared;
+  Call call;
+  call.pattern = Pattern::kNoncausalSelf;
+  EXPECT_THROW(second->forward(x, call), UsageError);
+  call.shared = &shared;
+  EXPECT_THROW(second->forward(x, call), UsageError);
+  first->forward(x, call);
+  const at::Tensor out = second->forward(x, call);
+  Call alone;
+  alone.pattern = Pattern::kNoncausalSelf;
+  EXPECT_LE(relative_error(out, own->forward(x, alone)), 1e-6);
+  config.layer = 1, config.options["universal"] = 2;
+  EXPECT_THROW(make_layer("karat", config), UsageError);
+}
+
 }  // namespace karat_test
 }  // namespace heed::mixer

@@ -29,7 +29,8 @@ TEST(Moh, OutIsAttentionTimesGates) {
   for (const char* gate : {"code", "paper"}) {
     for (const char* form : {"naive", "parallel"}) {
       const NamedTensors y = run(in, {{"gate", gate}, {"topk", "2"}}, form);
-      EXPECT_LE(relative_error(y.at("out"), o.mul(y.at("gates").unsqueeze(3))), 2e-6);
+      EXPECT_LE(relative_error(y.at("out"), o.mul(y.at("gates").unsqueeze(3))), 2e-6)
+          << gate << " " << form;
       EXPECT_TRUE(y.at("gates").slice(2, 1).eq(0).sum(2).eq(1).all().item<bool>()) << gate;
     }
   }

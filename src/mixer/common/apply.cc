@@ -11,6 +11,7 @@
 #include "io/error.h"
 #include "mixer/common/shape.h"
 #include "op/describe.h"
+#include "op/parallel.h"
 
 namespace heed::mixer {
 namespace {
@@ -304,6 +305,7 @@ const char* dtype_name(Dtype dtype) {
 
 NamedTensors apply(const Mechanism& mechanism, const NamedTensors& inputs,
                    const ApplyOptions& options) {
+  op::warm_vector_math();
   const Binding binding(mechanism, inputs, options);
   std::map<std::string, at::Tensor> leaves;
   const CoreCall call = convert(binding, inputs, options, leaves);
