@@ -47,7 +47,7 @@ bool choose_all(const at::Tensor& chosen, int64_t i, int64_t n, const Search& s)
 // The search word by word: one query block and head at a time, halves as (start, size).
 at::Tensor search_naive(const at::Tensor& q, const at::Tensor& k, const Search& s) {
   const int64_t t = q.size(1), group = q.size(2) / k.size(2);
-  const at::Tensor chosen = no_choice(q, s);
+  at::Tensor chosen = no_choice(q, s);
   const at::Tensor qd = q.to(dense_type(q)), kd = k.to(dense_type(k));
   const auto search = [&](int64_t b, int64_t h, int64_t i) {
     const int64_t n = s.searched(i, t), blocks = (n + s.block_k - 1) / s.block_k;
@@ -130,7 +130,7 @@ at::Tensor search_blocks(const at::Tensor& queries, const at::Tensor& keys, int6
 // Of queries that are the last tokens of k, in blocks from the first of them on.
 at::Tensor search_fast(const at::Tensor& q, const at::Tensor& k, const Search& s) {
   const int64_t past = k.size(1) - q.size(1);
-  const at::Tensor chosen = no_choice(q, s);
+  at::Tensor chosen = no_choice(q, s);
   const at::Tensor qh = q.to(at::kFloat).transpose(1, 2), kh = k.to(at::kFloat).transpose(1, 2);
   for (int64_t i = 0; i < chosen.size(2); ++i) {
     const int64_t end = s.end(i, q.size(1)), n = std::max<int64_t>(past + end - s.window, 0);

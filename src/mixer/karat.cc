@@ -64,7 +64,7 @@ at::Tensor sums_in_blocks(const at::Tensor& q, const at::Tensor& k, const at::Te
   constexpr int64_t kQueries = 32, kKeys = 512;
   const int64_t heads = q.size(1), queries = q.size(2), keys = k.size(2);
   const int64_t runs = (queries + kQueries - 1) / kQueries;
-  const at::Tensor u = at::zeros({q.size(0), heads, queries, a.size(1)}, q.options());
+  at::Tensor u = at::zeros({q.size(0), heads, queries, a.size(1)}, q.options());
   at::parallel_for(0, q.size(0) * heads * runs, 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
     for (int64_t task = begin; task < end; ++task) {
