@@ -42,8 +42,8 @@ enum class Sample {
 // "Ns" is the number of sequences: B, or those of the pack.
 //
 // `when` says for which calls the tensor is meant: conditions separated by commas, all of which
-// must hold; "phi=exp|relu": the setting has one of these values; "grid": the setting has a value,
-// or the tensor of that name is given.
+// must hold; "phi=exp|relu": the setting has one of these values; "causal[0]=1": the
+// first entry of a list; "grid": the setting has a value, or the tensor of that name is given.
 struct TensorSpec {
   std::string name;
   std::string shape;

@@ -148,11 +148,11 @@ at::Tensor weighted_toeplitz_fft(const at::Tensor& f, const at::Tensor& g, const
 
 bool fft_is_faster(int64_t queries, int64_t keys, int64_t features, int64_t width, bool causal) {
   // Measured on a CPU: a number of a transform (float64, and log2 of its length times) takes as
-  // long as 31 multiply-adds of products of matrices, a weight of a run as long as 16.
+  // long as 68 multiply-adds of products of matrices, a weight of a run as long as 16.
   const auto length = static_cast<double>(queries + keys);
   const double weights = static_cast<double>(queries) * static_cast<double>(keys);
   const auto columns = static_cast<double>(features * width);
-  return 31 * length * std::log2(length) * columns <
+  return 68 * length * std::log2(length) * columns <
          weights * (causal ? 0.5 : 1) * static_cast<double>(features + width + 16);
 }
 

@@ -105,6 +105,23 @@ TEST(Fna, WindowsOnlyMoveOn) {
   }
 }
 
+// Where the first axis is causal, slices of the grid come one after another.
+TEST(Fna, DecodesSliceBySlice) {
+  const NamedTensors in = inputs(60, 8);
+  const SettingList settings = {
+      {"grid", "5x3x4"}, {"window", "2x2x3"}, {"dilation", "2x1x1"}, {"causal", "1x0x1"}};
+  EXPECT_LE(
+      relative_error(out("fna", in, "recurrent", settings), out("fna", in, "naive", settings)),
+      2e-6);
+  const SettingList strided = {
+      {"grid", "5x12"}, {"window", "3x4"}, {"stride", "2x4"}, {"causal", "1x0"}};
+  EXPECT_LE(relative_error(out("gna", in, "recurrent", strided), out("gna", in, "naive", strided)),
+            2e-6);
+  EXPECT_THROW(
+      out("fna", in, "recurrent", {{"grid", "5x12"}, {"window", "3x4"}, {"causal", "0x1"}}),
+      UsageError);
+}
+
 // As causal self attention the layer is a sliding window; noncausal it takes a grid of any rank.
 TEST(Fna, TheLayerSlidesAndTakesGrids) {
   LayerConfig config;

@@ -519,7 +519,7 @@ void strided_inputs(const Mechanism& m, Findings& found) {
       strided[name] = wide.permute(order).slice(-1, 0, std::nullopt, 2);
     }
     for (const std::string& form : forms_of(m, one.settings, in)) {
-      found.close(run(m, strided, form, one.settings), run(m, in, form, one.settings), 1e-7, form);
+      found.close(run(m, strided, form, one.settings), run(m, in, form, one.settings), 3e-7, form);
     }
   });
 }

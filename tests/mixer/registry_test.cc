@@ -83,7 +83,8 @@ TEST(Registry, CardsNameOnlyWhatTheyHave) {
       while (begin < when.size()) {
         const size_t end = std::min(when.find(',', begin), when.size());
         const size_t first = when.find_first_not_of(' ', begin);
-        const std::string name = when.substr(first, std::min(when.find('=', first), end) - first);
+        std::string name = when.substr(first, std::min(when.find('=', first), end) - first);
+        name.resize(std::min(name.find('['), name.size()));
         EXPECT_TRUE(row.setting(name) != nullptr || row.input(name) != nullptr)
             << "condition on " << name;
         begin = end + 1;

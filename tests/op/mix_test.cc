@@ -132,8 +132,8 @@ TEST(WeightedToeplitz, EqualsTheDenseWeightsAndTheirGradients) {
 TEST(WeightedToeplitz, TransformsPayForLongTextsAndFewFeatures) {
   EXPECT_FALSE(fft_is_faster(4096, 4096, 64, 65, false));
   EXPECT_FALSE(fft_is_faster(16384, 16384, 64, 65, false));
-  EXPECT_TRUE(fft_is_faster(65536, 65536, 64, 65, false));
-  EXPECT_TRUE(fft_is_faster(8192, 8192, 16, 17, false));
+  EXPECT_TRUE(fft_is_faster(131072, 131072, 64, 65, false));
+  EXPECT_TRUE(fft_is_faster(16384, 16384, 16, 17, false));
 }
 
 }  // namespace mix_test

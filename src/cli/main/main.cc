@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <system_error>
 
 #include "cli/command.h"
 #include "cli/streams.h"
@@ -30,11 +31,17 @@ int end_of_parsing(const CLI::App& app, const CLI::ParseError& error) {
   return 2;
 }
 
+int nobody_reads() {
+  std::fprintf(stderr, "heed: nobody reads the output any more; stopped\n");
+  return 1;
+}
+
 // Results that nobody could read are a failure.
 int end_of_output() {
   errno = 0;
   const bool failed = std::ferror(stdout) != 0;
   if (std::fflush(stdout) == 0 && !failed) return 0;
+  if (errno == EPIPE) return nobody_reads();
   std::fprintf(stderr, "heed: the output cannot be written%s%s\n", errno != 0 ? ": " : "",
                errno != 0 ? heed::describe_errno(errno).c_str() : "; is the disk full?");
   return 1;
@@ -63,17 +70,18 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return end_of_parsing(app, e);
   } catch (const heed::Interrupted& e) {
-    if (!heed::cli::reader_gone()) {
-      std::fprintf(stderr, "heed: %s\n", e.what());
-      return e.exit_code();
-    }
-    std::fprintf(stderr, "heed: nobody reads the output any more; stopped\n");
-    return 1;
+    if (heed::cli::reader_gone()) return nobody_reads();
+    std::fprintf(stderr, "heed: %s\n", e.what());
+    return e.exit_code();
   } catch (const heed::Error& e) {
     std::fprintf(stderr, "heed: %s\n", heed::cli::as_given(e.what()).c_str());
     return e.exit_code();
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "heed: out of memory; try a smaller context, batch or model\n");
+    return 1;
+  } catch (const std::system_error& e) {
+    if (e.code() == std::errc::broken_pipe) return nobody_reads();
+    std::fprintf(stderr, "heed: %s\n", heed::cli::as_given(e.what()).c_str());
     return 1;
   } catch (const std::exception& e) {
     // PyTorch's messages carry a C++ backtrace after the first line.

@@ -96,8 +96,8 @@ at::Tensor group_rows(const at::Tensor& t, const at::Tensor& tokens) {
       .view({t.size(0) * groups, cells, t.size(2), t.size(3)});
 }
 
-std::tuple<at::Tensor, at::Tensor> parallel(const CoreCall& call, const Rule& rule) {
-  const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
+std::tuple<at::Tensor, at::Tensor> parallel(const at::Tensor& q, const at::Tensor& k,
+                                            const at::Tensor& v, const Rule& rule) {
   const int64_t batch = q.size(0), heads = q.size(2);
   std::vector<at::Tensor> outs, lses, order;
   for (const op::GridParts& part : op::dilation_groups(rule.grid, rule.dilation)) {
@@ -121,18 +121,58 @@ std::tuple<at::Tensor, at::Tensor> parallel(const CoreCall& call, const Rule& ru
   return {at::cat(outs, 1).index_select(1, back), at::cat(lses, 1).index_select(1, back)};
 }
 
-// One causal axis, token by token: the query reads the w newest tokens of its group in the cache.
+// Decoding along the first axis, which is causal: a slice of the grid (one token, if it has no
+// other axis) reads those newest slices of the cache that the axis lets it see.
+class Slices {
+ public:
+  Slices(const CoreCall& call, const Rule& rule) : call_(call), rule_(rule), rest_(rule) {
+    for (auto* list : {&rest_.grid, &rest_.window, &rest_.dilation, &rest_.stride, &rest_.causal}) {
+      list->erase(list->begin());
+    }
+    for (const int64_t length : rest_.grid) cells_ *= length;
+  }
+
+  std::tuple<at::Tensor, at::Tensor> read(int64_t place) const {
+    const int64_t length = rule_.grid[0], d = rule_.dilation[0], group = place % d;
+    const kernel::Axis axis = {(length - group + d - 1) / d, rule_.window[0], rule_.stride[0],
+                               true};
+    const auto [start, end] = places(place / d, axis);
+    const int64_t first = start * d + group;
+    if (rest_.grid.empty()) {
+      op::AttendOptions options;
+      options.scale = rule_.scale;
+      const auto cache = [&](const char* name) {
+        return call_.get(name).slice(1, first, place + 1, d);
+      };
+      return op::attend(slice("q", place), cache("k"), cache("v"), options);
+    }
+    std::vector<at::Tensor> outs, lses;
+    for (int64_t j = first; j <= place; j += d) {
+      const auto [out, lse] = parallel(slice("q", place), slice("k", j), slice("v", j), rest_);
+      outs.push_back(out), lses.push_back(lse);
+    }
+    return op::merge(outs, lses);
+  }
+
+ private:
+  at::Tensor slice(const char* name, int64_t place) const {
+    return call_.get(name).slice(1, place * cells_, (place + 1) * cells_);
+  }
+
+  const CoreCall& call_;
+  const Rule& rule_;
+  Rule rest_;  // the rule of the other axes
+  int64_t cells_ = 1;
+};
+
 std::tuple<at::Tensor, at::Tensor> recurrent(const CoreCall& call, const Rule& rule) {
-  if (rule.grid.size() != 1) throw UsageError("recurrent needs a grid of one causal axis");
-  const at::Tensor q = call.get("q"), k = call.get("k"), v = call.get("v");
-  const int64_t d = rule.dilation[0];
-  op::AttendOptions options;
-  options.scale = rule.scale;
+  if (rule.causal[0] == 0) {
+    throw UsageError("recurrent decodes along the first axis, which must be causal: set causal");
+  }
+  const Slices slices(call, rule);
   std::vector<at::Tensor> outs, lses;
-  for (int64_t t = 0; t < q.size(1); ++t) {
-    const int64_t first = std::max(t - (rule.window[0] - 1) * d, t % d);
-    const auto cache = [&](const at::Tensor& x) { return x.slice(1, first, t + 1, d); };
-    const auto [out, lse] = op::attend(q.slice(1, t, t + 1), cache(k), cache(v), options);
+  for (int64_t place = 0; place < rule.grid[0]; ++place) {
+    const auto [out, lse] = slices.read(place);
     outs.push_back(out), lses.push_back(lse);
   }
   return {at::cat(outs, 1), at::cat(lses, 1)};
@@ -212,7 +252,9 @@ std::unique_ptr<Layer> make_neighborhood_layer(const std::string& id, bool strid
 NamedTensors neighborhood(const CoreCall& call) {
   const Rule rule = read_rule(call);
   if (call.form == "naive") return naive(call, rule);
-  auto [out, lse] = call.form == "parallel" ? parallel(call, rule) : recurrent(call, rule);
+  auto [out, lse] = call.form == "parallel"
+                        ? parallel(call.get("q"), call.get("k"), call.get("v"), rule)
+                        : recurrent(call, rule);
   if (const at::Tensor extra = call.get("extra_k"); extra.defined()) {
     op::AttendOptions options;
     options.scale = rule.scale;
@@ -243,7 +285,7 @@ void set_neighborhood_row(Card& card, bool strided) {
                   scale_setting("1/sqrt(D)")};
   if (strided) row.settings.push_back(ints_setting("stride", "1").trying({"4"}));
   row.outputs = {output("out", "B,T,H,V"), output("lse", "B,T,H").constant()};
-  row.forms = {"parallel", "naive", {"recurrent", strided ? "causal=1, stride=1" : "causal=1"}};
+  row.forms = {"parallel", "naive", {"recurrent", "causal[0]=1"}};
   TestCard& tests = card.tests;
   tests.heads = {"H", "Hk"};
   tests.sizes = {{"H", 4}, {"Hk", 2}, {"D", 9}, {"V", 6}, {"E", 2}, {"T", 36}};
@@ -258,11 +300,13 @@ void set_neighborhood_row(Card& card, bool strided) {
   grid("8x10", 80, {{"window", "4x3"}, {"dilation", "2x3"}});
   grid("4x5x6", 120, {{"window", "2x3x4"}, {"causal", "0x1x0"}});
   grid("50", 50, {{"window", "6"}, {"dilation", "3"}, {"causal", "true"}});
+  grid("7x4x5", 140, {{"window", "3x2x3"}, {"dilation", "2x2x1"}, {"causal", "1x0x1"}});
   tests.layer = {
       strided ? R"({"window": 5, "dilation": 1, "stride": 1})" : R"({"window": 5})", "", {}};
   if (strided) {
     grid("12x8", 96, {{"window", "6x4"}, {"stride", "6x2"}});
     grid("5x13", 65, {{"window", "3x6"}, {"stride", "2x5"}, {"causal", "0x1"}});
+    grid("9x6", 54, {{"window", "4x3"}, {"dilation", "2x1"}, {"stride", "3x2"}, {"causal", "1x0"}});
   }
 }
 

@@ -83,11 +83,13 @@ bool holds(const std::string& when, const Settings& settings, const NamedTensors
       if (!settings.has(condition) && given.count(condition) == 0) return false;
       continue;
     }
-    const std::string name = condition.substr(0, equals);
+    std::string name = condition.substr(0, equals);
+    const bool entry = name.size() > 3 && name.ends_with("[0]");
+    if (entry) name.resize(name.size() - 3);
+    if (!settings.has(name)) return false;
+    const std::string value = entry ? std::to_string(settings.ints(name)[0]) : settings.text(name);
     const std::string allowed = "|" + condition.substr(equals + 1) + "|";
-    if (!settings.has(name) || allowed.find("|" + settings.text(name) + "|") == std::string::npos) {
-      return false;
-    }
+    if (allowed.find("|" + value + "|") == std::string::npos) return false;
   }
   return true;
 }
