@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cache/quantised.h"
 #include "io/error.h"
 #include "kernel/attend/table.h"
 #include "op/attend.h"
@@ -52,13 +53,38 @@ struct OwnRows {
     }
     return own;
   }
-  void append_to(Rows& state, int64_t begin, int64_t count) const {
+  Rows::Incoming prepare(const Rows& state, int64_t begin, int64_t count) const {
+    return state.prepare(k.narrow(0, begin, count), v.narrow(0, begin, count));
+  }
+  void append_to(Rows& state, int64_t begin, int64_t count,
+                 const Rows::Incoming* incoming = nullptr) const {
     at::Tensor column;
     if (bias.defined()) column = bias.narrow(0, begin, count);
     state.append(k.narrow(0, begin, count), v.narrow(0, begin, count),
-                 {&column, static_cast<size_t>(bias.defined())});
+                 {&column, static_cast<size_t>(bias.defined())}, incoming);
   }
 };
+
+bool in_few_bits(const std::vector<HeadProgram>& programs) {
+  return std::any_of(programs.begin(), programs.end(),
+                     [](const HeadProgram& p) { return p.in_few_bits(); });
+}
+
+// Turns the heads of x [N, Hq, D] whose program keeps keys (values) in few bits, as what they keep
+// is turned: the queries before attention, the outputs after it.
+void rotate_heads(at::Tensor& x, std::span<Rows* const> states, std::span<const int64_t> bounds,
+                  int8_t HeadProgram::*bits) {
+  for (size_t s = 0; s + 1 < bounds.size(); ++s) {
+    const auto& programs = states[s]->part().programs;
+    const int64_t group = x.size(1) / static_cast<int64_t>(programs.size());
+    for (size_t h = 0; h < programs.size(); ++h) {
+      if (programs[h].*bits == 16) continue;
+      const at::Tensor part = x.narrow(0, bounds[s], bounds[s + 1] - bounds[s])
+                                  .narrow(1, static_cast<int64_t>(h) * group, group);
+      part.copy_(rotated(part));
+    }
+  }
+}
 
 // The larger of two tables' P, or 0.
 int64_t reach_of(const AttendRule& rule) {
@@ -85,16 +111,25 @@ void set_tables(kernel::AttendJob& job, const AttendRule& rule, int64_t head, in
   job.relative_scale = row(rule.relative_scale);
 }
 
-at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+at::Tensor attend_cpu(const at::Tensor& q_in, const at::Tensor& k, const at::Tensor& v,
                       std::span<const int64_t> bounds, std::span<Rows* const> states,
                       const std::vector<HeadProgram>& programs, const AttendRule& rule,
                       const at::Tensor& bias) {
   thread_local kernel::RaggedTable table;  // kept between calls so that decoding does not allocate
+  bool packed = false;
+  for (const Rows* state : states) packed |= in_few_bits(state->part().programs);
+  at::Tensor q = q_in;
+  if (packed) {
+    q = q_in.to(at::kFloat, false, true);
+    rotate_heads(q, states, bounds, &HeadProgram::k_bits);
+  }
   const int64_t heads = k.size(1), group = q.size(1) / heads;
   const auto cache_type = states.empty() ? k.scalar_type() : states[0]->part().dtype;
   at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
   table.start(token_view(q), token_view(out), {}, heads, token_dtype(cache_type));
   OwnRows own{k, v, bias};
+  const OwnRows given = own;
+  std::vector<Rows::Incoming> incoming(packed ? states.size() : 0);
   if (k.scalar_type() != cache_type) {
     bool chunk = false;
     for (size_t s = 0; s + 1 < bounds.size(); ++s) chunk |= bounds[s + 1] - bounds[s] > 1;
@@ -111,10 +146,15 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
     const bool append_first = state && queries == 1;
     const bool sees_all = state && state->sees_all(queries);
     if (append_first) own.append_to(*state, begin, 1);
+    if (packed && !append_first) incoming[s] = given.prepare(*state, begin, queries);
     for (int64_t h = 0; h < heads; ++h) {
       const HeadProgram& program = state ? state->part().programs[h] : programs[h];
       if (state) state->add_segments(h, table.segments());
-      if (!append_first) table.segments().push_back(own.segment(begin, h, queries, past));
+      if (!append_first && program.in_few_bits()) {
+        state->add_segments(h, incoming[s], table.segments());
+      } else if (!append_first) {
+        table.segments().push_back(own.segment(begin, h, queries, past));
+      }
       kernel::AttendJob& job = table.add(begin, queries, h, past);
       job.sigmoid_bias = static_cast<float>(rule.sigmoid_bias);
       if (rule.slopes.defined()) job.slopes = rule.slopes.const_data_ptr<float>() + h * group;
@@ -126,13 +166,18 @@ at::Tensor attend_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor
     }
   }
   kernel::AttendTable& jobs = table.finish();
+  jobs.packed = packed;
   jobs.scale = static_cast<float>(rule.scale);
   jobs.weight = rule.weight;
   jobs.soft_cap = static_cast<float>(rule.soft_cap);
   op::attend_jobs(jobs);
   for (size_t s = 0; s + 1 < bounds.size() && !states.empty(); ++s) {
     const int64_t begin = bounds[s], queries = bounds[s + 1] - begin;
-    if (queries > 1) own.append_to(*states[s], begin, queries);
+    if (queries > 1) own.append_to(*states[s], begin, queries, packed ? &incoming[s] : nullptr);
+  }
+  if (packed) {
+    rotate_heads(out, states, bounds, &HeadProgram::v_bits);
+    out = out.to(q_in.scalar_type());
   }
   return out;
 }
@@ -303,13 +348,24 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
           .to(q.scalar_type())
           .transpose(0, 1);
     };
+    Rows::Incoming incoming;
+    if (state && !step && in_few_bits(state->part().programs)) {
+      incoming = given.prepare(*state, begin, queries);
+    }
     for (const Group& g : state ? state->groups() : stateless) {
-      const at::Tensor query = queries_of(g, qs, heads);
+      at::Tensor query = queries_of(g, qs, heads);
+      if (g.program.k_bits < 16) query = rotated(query).to(q.scalar_type());
       at::Tensor result;  // [T, n, group, Dv]
       if (step) {
         result = attend_kept(query[0], g, *state, rule, bias.defined()).unsqueeze(0);
       } else {
-        OwnRows rows{own(g, k), own(g, v), {}};
+        OwnRows rows;
+        if (g.program.in_few_bits()) {
+          const Rows::Run run = state->plain(g, incoming);
+          rows.k = run.k.to(q.scalar_type()), rows.v = run.v.to(q.scalar_type());
+        } else {
+          rows.k = own(g, k), rows.v = own(g, v);
+        }
         if (bias.defined()) {
           rows.bias = heads_of(g, bias.narrow(0, begin, queries)).transpose(0, 1);
         }
@@ -318,6 +374,7 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
             attend_chunk(query, rows, runs, g, sees_all ? HeadProgram{} : g.program, past, rule)
                 .permute({2, 0, 1, 3});
       }
+      if (g.program.v_bits < 16) result = rotated(result);
       at::Tensor target = out.narrow(0, begin, queries);
       if (g.index.defined()) {
         target.index_copy_(1, g.index, result.to(out.scalar_type()));
@@ -325,7 +382,9 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
         target.copy_(result);
       }
     }
-    if (state && !step) given.append_to(*state, begin, queries);
+    if (state && !step) {
+      given.append_to(*state, begin, queries, incoming.rows.empty() ? nullptr : &incoming);
+    }
   }
   return out.flatten(1, 2);
 }
@@ -333,8 +392,10 @@ at::Tensor attend_states_grouped(const at::Tensor& q, const at::Tensor& k, const
 void attend_held(const at::Tensor& q, const Rows& state, const AttendRule& rule, at::Tensor& out) {
   const int64_t heads = state.heads();
   for (const Group& g : state.groups()) {
-    const at::Tensor result =
-        attend_kept(queries_of(g, q.unsqueeze(0), heads)[0], g, state, rule, false);
+    at::Tensor query = queries_of(g, q.unsqueeze(0), heads)[0];
+    if (g.program.k_bits < 16) query = rotated(query).to(q.scalar_type());
+    at::Tensor result = attend_kept(query, g, state, rule, false);
+    if (g.program.v_bits < 16) result = rotated(result);
     at::Tensor target = out.unflatten(0, {heads, out.size(0) / heads});
     if (g.index.defined()) {
       target.index_copy_(0, g.index, result.to(out.scalar_type()));
@@ -383,7 +444,7 @@ at::Tensor attend_states(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          std::span<const int64_t> bounds, std::span<Rows* const> states,
                          const std::vector<HeadProgram>& programs, const AttendRule& rule,
                          const at::Tensor& bias) {
-  if (states.empty() && keeps_means(programs)) {
+  if (states.empty() && (keeps_means(programs) || in_few_bits(programs))) {
     RowsPart part;
     part.k_dim = k.size(2);
     part.v_dim = v.size(2);

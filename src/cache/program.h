@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace heed {
@@ -13,21 +14,36 @@ namespace heed {
 // (RazorAttention, arXiv 2407.15891: logit q.k + ln N_d) or for one.
 enum class Dropped : uint8_t { kGone, kMean, kMeanAsOne };
 
+// The means of a head's keys and values, [k_dim] and [v_dim]; empty: none.
+struct Centre {
+  std::vector<float> k, v;
+};
+
 // The query at position p sees the keys j <= p with j < sinks or j > p - window; window 0: all j <=
-// p.
+// p. Keys and values are kept in so many bits a number (16: as the cache's dtype says; fewer:
+// kernel/quant/quant.h), but for those of the first `sinks` positions, which stay exact. Every
+// query sees every key as it is kept, its own too.
 struct HeadProgram {
   int64_t window = 0;
-  int64_t sinks = 0;
+  int64_t sinks = 0;  // of a head that keeps all: positions that stay exact beside few bits
   Dropped dropped = Dropped::kGone;
+  int8_t k_bits = 16, v_bits = 16;
+  // What is taken off every key and value before it is kept in few bits, and added again when it is
+  // read; null: nothing. No part of comparisons: heads of one program differ in it.
+  std::shared_ptr<const Centre> centre;
 
   bool full() const { return window == 0; }
+  bool in_few_bits() const { return k_bits < 16 || v_bits < 16; }
   // Positions whose keys and values are there after `tokens` tokens.
   int64_t held(int64_t tokens) const { return full() ? tokens : std::min(tokens, sinks + window); }
   // Rows of keys, the mean of those dropped among them.
   int64_t kept(int64_t tokens) const {
     return held(tokens) + (dropped != Dropped::kGone && tokens > held(tokens) ? 1 : 0);
   }
-  bool operator==(const HeadProgram&) const = default;
+  bool operator==(const HeadProgram& o) const {
+    return window == o.window && sinks == o.sinks && dropped == o.dropped && k_bits == o.k_bits &&
+           v_bits == o.v_bits;
+  }
 };
 
 // The positions that a head holds no longer when `count` tokens come after `length`: [old_begin,

@@ -9,7 +9,9 @@
 #include <cstring>
 
 #include "cache/plan/kinds.h"
+#include "cache/quantised.h"
 #include "io/error.h"
+#include "kernel/quant/quant.h"
 
 namespace heed {
 namespace {
@@ -67,6 +69,11 @@ void copy_head(const at::Tensor& x, int64_t from_head, int64_t row, const at::Te
     count);
 }
 
+// Of `tokens` positions those at the beginning that lie apart, exactly.
+int64_t first_packed(const HeadProgram& p, int64_t tokens) {
+  return p.in_few_bits() ? std::min(p.sinks, tokens) : 0;
+}
+
 // The runs of a program, those that lie one behind the other as one.
 std::vector<RowRun> joined_runs(const HeadProgram& p, int64_t length) {
   std::vector<RowRun> all, out;
@@ -92,22 +99,39 @@ int64_t window_capacity(const HeadProgram& p, int64_t held) {
 // ----------------------------------------------------------------------------------------------
 // sizes
 
+int64_t RowsPart::exact_row_bytes() const {
+  int64_t bytes = width() * static_cast<int64_t>(c10::elementSize(dtype));
+  for (const Column& column : columns) bytes += 4 * column.width;
+  return bytes;
+}
+
+int64_t RowsPart::row_bytes(const HeadProgram& p) const {
+  if (!p.in_few_bits()) return exact_row_bytes();
+  const auto side = [&](int bits, int64_t dim) {
+    return bits < 16 ? kernel::row_bytes(bits, dim) + 2
+                     : dim * static_cast<int64_t>(c10::elementSize(dtype));
+  };
+  return side(p.k_bits, k_dim) + side(p.v_bits, v_dim);
+}
+
 int64_t RowsPart::formula_bytes(int64_t tokens) const {
   tokens /= every;
-  int64_t rows = 0, extra = 0;
-  for (const HeadProgram& p : programs) rows += p.kept(tokens);
-  for (const Column& column : columns) extra += 4 * column.width;
-  return (width() * static_cast<int64_t>(c10::elementSize(dtype)) + extra) * rows;
+  int64_t total = 0;
+  for (const HeadProgram& p : programs) {
+    total += row_bytes(p) * p.kept(tokens);
+    if (p.in_few_bits()) total += exact_row_bytes() * std::min(tokens, p.sinks);
+  }
+  return total;
 }
 
 int64_t Rows::allocated(const RowsPart& part, int64_t tokens) {
   tokens /= part.every;
   const auto element = static_cast<int64_t>(c10::elementSize(part.dtype));
-  int64_t row = part.width() * element, total = 0;
-  for (const Column& column : part.columns) row += 4 * column.width;
+  int64_t total = 0;
   for (const HeadProgram& p : part.programs) {
-    const int64_t held = p.held(tokens);
+    const int64_t held = p.held(tokens), row = part.row_bytes(p);
     total += row * (p.full() ? round_up(held, kPage) : window_capacity(p, held));
+    if (p.in_few_bits() && tokens > 0) total += part.exact_row_bytes() * p.sinks;
     if (p.kept(tokens) > held) {
       total += (part.k_dim + part.v_dim) * (4 + (part.grouped ? 0 : element));
     }
@@ -118,12 +142,17 @@ int64_t Rows::allocated(const RowsPart& part, int64_t tokens) {
 int64_t Rows::bytes() const {
   int64_t total = 0;
   const auto add = [&](const at::Tensor& t) { total += static_cast<int64_t>(t.nbytes()); };
-  for (const Group& group : groups_) {
-    for (const auto& block : group.blocks) {
-      add(block->k);
-      if (!part_.v_in_k) add(block->v);
-      for (const at::Tensor& column : block->columns) add(column);
+  const auto add_block = [&](const Block& block) {
+    add(block.k);
+    if (!part_.v_in_k) add(block.v);
+    for (const at::Tensor* scale : {&block.k_scale, &block.v_scale}) {
+      if (scale->defined()) add(*scale);
     }
+    for (const at::Tensor& column : block.columns) add(column);
+  };
+  for (const Group& group : groups_) {
+    for (const auto& block : group.blocks) add_block(*block);
+    if (group.exact) add_block(*group.exact);
     if (!group.mean) continue;
     for (const at::Tensor* t : {&group.mean->k, &group.mean->v}) add(*t);
     if (part_.grouped) continue;
@@ -142,7 +171,8 @@ std::vector<Rows::Group> group_heads(const std::vector<HeadProgram>& programs,
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& g) { return g.program == programs[h]; });
     if (group == groups.end()) {
-      groups.push_back({programs[h], {}, {}, {}, {}, {}});
+      groups.emplace_back();
+      groups.back().program = programs[h];
       group = groups.end() - 1;
     }
     group->heads.push_back(h);
@@ -157,6 +187,23 @@ at::Tensor heads_of(const Rows::Group& group, const at::Tensor& x) {
   return group.index.defined() ? x.index_select(1, group.index) : x;
 }
 
+// The centres of a group's heads, turned, [n, dim]; undefined where no head has one.
+at::Tensor Rows::centres(const Group& group, std::vector<float> Centre::*side, int64_t dim) const {
+  const at::Tensor all = at::zeros({static_cast<int64_t>(group.heads.size()), dim}, at::kFloat);
+  bool any = false;
+  for (size_t n = 0; n < group.heads.size(); ++n) {
+    const auto& centre = part_.programs[group.heads[n]].centre;
+    if (!centre || ((*centre).*side).empty()) continue;
+    const std::vector<float>& x = (*centre).*side;
+    if (static_cast<int64_t>(x.size()) != dim) {
+      throw UsageError("a centre of {} numbers for rows of {}", x.size(), dim);
+    }
+    std::copy(x.begin(), x.end(), all.mutable_data_ptr<float>() + static_cast<int64_t>(n) * dim);
+    any = true;
+  }
+  return any ? rotated(all).to(device_) : at::Tensor();
+}
+
 Rows::Rows(RowsPart part, const at::Device& device, std::shared_ptr<StatePool> pool)
     : part_(std::move(part)), device_(device), pool_(std::move(pool)) {
   if (part_.k_dim < 1 || part_.v_dim < 1 || (part_.v_in_k && part_.v_dim > part_.k_dim)) {
@@ -165,16 +212,16 @@ Rows::Rows(RowsPart part, const at::Device& device, std::shared_ptr<StatePool> p
   if (!part_.grouped && !device.is_cpu()) {
     throw UsageError("a cache on {} must be grouped", device.str());
   }
-  for (const HeadProgram& p : part_.programs) {
-    if (p.window < 0 || p.sinks < 0) throw UsageError("a program's window or sinks are negative");
-    if (p.dropped != Dropped::kGone && !part_.columns.empty()) {
-      throw UsageError("what stands beside the rows of a cache has no mean of what was dropped");
-    }
-  }
+  check_programs();
   for (size_t c = 0; c < part_.columns.size(); ++c) {
     if (part_.columns[c].name == "bias") bias_ = static_cast<int64_t>(c);
   }
   groups_ = group_heads(part_.programs, device);
+  for (Group& group : groups_) {
+    const HeadProgram& p = group.program;
+    if (p.k_bits < 16) group.k_centre = centres(group, &Centre::k, part_.k_dim);
+    if (p.v_bits < 16) group.v_centre = centres(group, &Centre::v, part_.v_dim);
+  }
   places_.resize(part_.programs.size());
   for (size_t g = 0; g < groups_.size(); ++g) {
     groups_[g].segments.resize(groups_[g].heads.size());
@@ -189,9 +236,42 @@ at::Tensor Rows::make(at::IntArrayRef sizes, at::ScalarType dtype) const {
                : at::empty(sizes, at::TensorOptions().dtype(dtype).device(device_));
 }
 
-std::shared_ptr<Rows::Block> Rows::make_block(const Group& group, int64_t rows) const {
+void Rows::check_programs() const {
+  for (const HeadProgram& p : part_.programs) {
+    if (p.window < 0 || p.sinks < 0) throw UsageError("a program's window or sinks are negative");
+    if (p.dropped != Dropped::kGone && !part_.columns.empty()) {
+      throw UsageError("what stands beside the rows of a cache has no mean of what was dropped");
+    }
+    if (!p.in_few_bits()) continue;
+    for (const int bits : {p.k_bits, p.v_bits}) {
+      if (bits != 16 && !kernel::quant_bits(bits)) {
+        throw UsageError("{} bits cannot be kept: 2, 3, 4, 5, 6, 8 or 16", bits);
+      }
+    }
+    if (p.dropped != Dropped::kGone || part_.v_in_k || !part_.columns.empty()) {
+      throw UsageError(
+          "rows in few bits are kept without a mean of what was dropped, without columns, and "
+          "with values apart from the keys");
+    }
+    if (p.full() && p.sinks > kPage) {
+      throw UsageError("{} exact rows beside few bits: at most {}", p.sinks, kPage);
+    }
+  }
+}
+
+std::shared_ptr<Rows::Block> Rows::make_block(const Group& group, int64_t rows, bool exact) const {
   const auto n = static_cast<int64_t>(group.heads.size());
   auto block = std::make_shared<Block>();
+  if (group.program.in_few_bits() && !exact) {
+    const auto side = [&](int bits, int64_t dim, at::Tensor& x, at::Tensor& scale) {
+      x = bits < 16 ? make({n, rows, kernel::row_bytes(bits, dim)}, at::kByte)
+                    : make({n, rows, dim}, part_.dtype);
+      if (bits < 16) scale = make({n, rows, 1}, at::kBFloat16);
+    };
+    side(group.program.k_bits, part_.k_dim, block->k, block->k_scale);
+    side(group.program.v_bits, part_.v_dim, block->v, block->v_scale);
+    return block;
+  }
   block->k = make({n, rows, part_.k_dim}, part_.dtype);
   block->v =
       part_.v_in_k ? block->k.narrow(2, 0, part_.v_dim) : make({n, rows, part_.v_dim}, part_.dtype);
@@ -203,12 +283,28 @@ std::shared_ptr<Rows::Block> Rows::make_block(const Group& group, int64_t rows) 
 
 namespace {
 
-// The first `rows` rows of one block to another.
-void copy_block(const Rows::Block& from, const Rows::Block& to, int64_t rows, bool values) {
-  to.k.narrow(1, 0, rows).copy_(from.k.narrow(1, 0, rows));
-  if (values) to.v.narrow(1, 0, rows).copy_(from.v.narrow(1, 0, rows));
+// Rows of x [n, rows, width] to `to`, of the same type.
+void copy_rows(const at::Tensor& from, int64_t row, const at::Tensor& to, int64_t slot,
+               int64_t count) {
+  if (!from.is_cpu() || from.stride(1) != from.size(2) || to.stride(1) != to.size(2)) {
+    to.narrow(1, slot, count).copy_(from.narrow(1, row, count));
+    return;
+  }
+  const size_t bytes = static_cast<size_t>(count * from.size(2)) * from.element_size();
+  for (int64_t n = 0; n < from.size(0); ++n) {
+    std::memcpy(const_cast<char*>(at_row(to, n, slot)), at_row(from, n, row), bytes);
+  }
+}
+
+// Rows [row, row + count) of one block to rows from `slot` of another of the same kind.
+void copy_block(const Rows::Block& from, int64_t row, const Rows::Block& to, int64_t slot,
+                int64_t count, bool values) {
+  copy_rows(from.k, row, to.k, slot, count);
+  if (values) copy_rows(from.v, row, to.v, slot, count);
+  if (from.k_scale.defined()) copy_rows(from.k_scale, row, to.k_scale, slot, count);
+  if (from.v_scale.defined()) copy_rows(from.v_scale, row, to.v_scale, slot, count);
   for (size_t c = 0; c < from.columns.size(); ++c) {
-    to.columns[c].narrow(1, 0, rows).copy_(from.columns[c].narrow(1, 0, rows));
+    copy_rows(from.columns[c], row, to.columns[c], slot, count);
   }
 }
 
@@ -218,7 +314,7 @@ void copy_block(const Rows::Block& from, const Rows::Block& to, int64_t rows, bo
 void Rows::own(std::shared_ptr<Block>& block, const Group& group) const {
   if (block.use_count() == 1) return;
   const auto copy = make_block(group, block->k.size(1));
-  copy_block(*block, *copy, block->k.size(1), !part_.v_in_k);
+  copy_block(*block, 0, *copy, 0, block->k.size(1), !part_.v_in_k);
   block = copy;
 }
 
@@ -228,7 +324,7 @@ void Rows::grow(Group& group, int64_t rows) const {
   if (rows <= old) return own(group.blocks[0], group);
   const auto larger = make_block(
       group, group.program.full() ? round_up(rows, kPage) : window_capacity(group.program, rows));
-  if (old > 0) copy_block(*group.blocks[0], *larger, old, !part_.v_in_k);
+  if (old > 0) copy_block(*group.blocks[0], 0, *larger, 0, old, !part_.v_in_k);
   group.blocks.assign(1, larger);
 }
 
@@ -240,13 +336,15 @@ struct Rows::Source {
   at::Tensor k, v;
   std::span<const at::Tensor> columns;
   const int64_t* heads = nullptr;  // of the group among those of k; null: one after another
+  const Block* block = nullptr;    // the rows as the group holds them, in place of the rest
 
-  int64_t count() const { return k.size(0); }
+  int64_t count() const { return block ? block->k.size(1) : k.size(0); }
   int64_t head(int64_t n) const { return heads ? heads[n] : n; }
 };
 
 void Rows::copy(const Source& from, int64_t row, Block& to, int64_t slot, int64_t count) const {
   if (count <= 0) return;
+  if (from.block) return copy_block(*from.block, row, to, slot, count, true);
   const int64_t heads = to.k.size(0);
   if (!to.k.is_cpu()) {
     const auto put = [&](const at::Tensor& x, const at::Tensor& block) {
@@ -267,28 +365,92 @@ void Rows::copy(const Source& from, int64_t row, Block& to, int64_t slot, int64_
   }
 }
 
+Rows::Incoming Rows::prepare(const at::Tensor& k, const at::Tensor& v) const {
+  Incoming incoming{length_, {}, {}};
+  if (std::none_of(groups_.begin(), groups_.end(),
+                   [](const Group& g) { return g.program.in_few_bits(); })) {
+    return incoming;
+  }
+  incoming.rows.resize(groups_.size());
+  incoming.exact.resize(groups_.size());
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Group& group = groups_[g];
+    if (!group.program.in_few_bits()) continue;
+    const int64_t first = std::clamp<int64_t>(group.program.sinks - length_, 0, k.size(0));
+    const auto side = [&](const at::Tensor& x, int bits, const at::Tensor& centre, at::Tensor& rows,
+                          at::Tensor& scale, at::Tensor& exact) {
+      at::Tensor own = heads_of(group, x).transpose(0, 1);  // [n, T, D]
+      if (bits < 16) own = rotated(own);
+      exact = own.narrow(1, 0, first).to(part_.dtype).contiguous();
+      if (bits == 16) {
+        rows = own.to(part_.dtype).contiguous();
+        return;
+      }
+      if (centre.defined()) own = own.sub(centre.unsqueeze(1));  // `exact` may share its memory
+      const QuantisedRows kept = encode(own, bits);
+      rows = kept.codes, scale = kept.scales;
+    };
+    Block& rows = incoming.rows[g];
+    side(k, group.program.k_bits, group.k_centre, rows.k, rows.k_scale, incoming.exact[g].k);
+    side(v, group.program.v_bits, group.v_centre, rows.v, rows.v_scale, incoming.exact[g].v);
+  }
+  return incoming;
+}
+
+void Rows::add_segments(int64_t h, const Incoming& incoming,
+                        std::vector<kernel::Segment>& out) const {
+  const auto [g, n] = places_[h];
+  const Group& group = groups_[g];
+  const Block &exact = incoming.exact[g], &rows = incoming.rows[g];
+  const int64_t first = exact.k.size(1), all = rows.k.size(1), at = incoming.position;
+  if (first > 0) out.push_back(segment(group, exact, n, 0, first, at));
+  if (first < all) out.push_back(segment(group, rows, n, first, all - first, at + first));
+}
+
+void Rows::append_exact(Group& group, const Block& from, int64_t length) const {
+  if (from.k.size(1) == 0) return;
+  if (!group.exact) {
+    group.exact = make_block(group, group.program.sinks, true);
+  } else if (group.exact.use_count() > 1) {
+    const auto copy = make_block(group, group.program.sinks, true);
+    copy_block(*group.exact, 0, *copy, 0, length, true);
+    group.exact = copy;
+  }
+  copy_block(from, 0, *group.exact, length, from.k.size(1), true);
+}
+
 void Rows::append(const at::Tensor& k_in, const at::Tensor& v_in,
-                  std::span<const at::Tensor> columns) {
+                  std::span<const at::Tensor> columns, const Incoming* given) {
   const int64_t count = k_in.size(0);
   if (count == 0) return;
   if (columns.size() != part_.columns.size()) {
     throw Error("rows of a cache have {} columns, {} were given", part_.columns.size(),
                 columns.size());
   }
+  Incoming own_incoming;
+  if (!given) own_incoming = prepare(k_in, v_in);
+  const Incoming& incoming = given ? *given : own_incoming;
   // Many rows: PyTorch's conversion is vectorised; few: straight into the cache.
   at::Tensor k = k_in, v = part_.v_in_k ? k_in : v_in;
   if (k.scalar_type() != part_.dtype && k.numel() >= 4096) {
     k = k.to(part_.dtype);
     v = part_.v_in_k ? k : v.to(part_.dtype);
   }
-  for (Group& group : groups_) {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    if (group.program.in_few_bits()) {
+      append_exact(group, incoming.exact[g], length_);
+      append(group, {{}, {}, {}, nullptr, &incoming.rows[g]}, length_);
+      continue;
+    }
     if (device_.is_cpu()) {
-      append(group, {k, v, columns, group.index.defined() ? group.heads.data() : nullptr}, length_);
+      append(group, {k, v, columns, group.index.defined() ? group.heads.data() : nullptr, nullptr},
+             length_);
       continue;
     }
     std::vector<at::Tensor> own;
     for (const at::Tensor& column : columns) own.push_back(heads_of(group, column));
-    append(group, {heads_of(group, k), heads_of(group, v), own, nullptr}, length_);
+    append(group, {heads_of(group, k), heads_of(group, v), own, nullptr, nullptr}, length_);
   }
   length_ += count;
 }
@@ -328,8 +490,10 @@ void Rows::append_pages(Group& group, const Source& from, int64_t length) const 
     copy(from, row, block, slot, n);
     for (size_t h = 0; h < group.segments.size(); ++h) {
       group.segments[h].resize(page + 1);
+      const int64_t first = page == 0 ? first_packed(group.program, slot + n) : 0;
       group.segments[h][page] =
-          segment(block, static_cast<int64_t>(h), 0, slot + n, static_cast<int64_t>(page) * kPage);
+          segment(group, block, static_cast<int64_t>(h), first, slot + n - first,
+                  static_cast<int64_t>(page) * kPage + first);
     }
     row += n;
   }
@@ -347,7 +511,7 @@ void Rows::add_to_column(size_t column, const at::Tensor& delta) {
       for (size_t h = 0; h < group.segments.size(); ++h) {
         if (page >= group.segments[h].size()) continue;
         kernel::Segment& kept = group.segments[h][page];
-        kept = segment(block, static_cast<int64_t>(h), 0, kept.length, kept.position);
+        kept = segment(group, block, static_cast<int64_t>(h), 0, kept.length, kept.position);
       }
     }
   }
@@ -410,6 +574,32 @@ Rows::Stand Rows::mean(int64_t h) const {
   return mean ? Stand{mean->k.select(0, n), mean->v.select(0, n), mean->bias} : Stand{};
 }
 
+Rows::Run Rows::plain_run(const Group& group, const Block& block, int64_t row, int64_t count,
+                          int64_t position, const Block* exact_rows, int64_t exact_from) const {
+  const auto side = [&](int bits, int64_t dim, const at::Tensor& x, const at::Tensor& scale,
+                        const at::Tensor& centre) {
+    const at::Tensor rows = x.narrow(1, row, count);
+    if (bits == 16) return rows;
+    at::Tensor out = decode({rows, scale.narrow(1, row, count)}, bits, dim);
+    return centre.defined() ? out.add_(centre.unsqueeze(1)) : out;
+  };
+  const HeadProgram& p = group.program;
+  Run run{side(p.k_bits, part_.k_dim, block.k, block.k_scale, group.k_centre),
+          side(p.v_bits, part_.v_dim, block.v, block.v_scale, group.v_centre),
+          {},
+          position};
+  const int64_t exact = std::min(p.sinks - position, count);
+  if (exact > 0) {
+    const auto put = [&](at::Tensor& x, const at::Tensor& from) {
+      x = x.to(at::kFloat, false, true);
+      x.narrow(1, 0, exact).copy_(from.narrow(1, position - exact_from, exact));
+    };
+    put(run.k, exact_rows->k);
+    put(run.v, exact_rows->v);
+  }
+  return run;
+}
+
 namespace {
 
 Rows::Run run_of(const Rows::Block& block, int64_t row, int64_t count, int64_t position) {
@@ -423,23 +613,42 @@ Rows::Run run_of(const Rows::Block& block, int64_t row, int64_t count, int64_t p
 }  // namespace
 
 std::vector<Rows::Run> Rows::runs(const Group& group) const {
+  return runs(group, [&](const Block& block, int64_t row, int64_t count, int64_t position) {
+    return group.program.in_few_bits()
+               ? plain_run(group, block, row, count, position, group.exact.get(), 0)
+               : run_of(block, row, count, position);
+  });
+}
+
+template <class F>
+std::vector<Rows::Run> Rows::runs(const Group& group, F&& make) const {
   std::vector<Run> out;
   if (length_ == 0) return out;
   if (paged(group)) {
     for (size_t i = 0; i < group.blocks.size(); ++i) {
       const int64_t position = static_cast<int64_t>(i) * kPage;
-      out.push_back(run_of(*group.blocks[i], 0, std::min(kPage, length_ - position), position));
+      out.push_back(make(*group.blocks[i], 0, std::min(kPage, length_ - position), position));
     }
     return out;
   }
   for (const RowRun& run : joined_runs(group.program, length_)) {
-    out.push_back(run_of(*group.blocks[0], run.row, run.count, run.position));
+    out.push_back(make(*group.blocks[0], run.row, run.count, run.position));
   }
   return out;
 }
 
 Rows::Run Rows::held(const Group& group) const {
-  return run_of(*group.blocks[0], 0, group.program.held(length_), 0);
+  const int64_t rows = group.program.held(length_);
+  return group.program.in_few_bits()
+             ? plain_run(group, *group.blocks[0], 0, rows, 0, group.exact.get(), 0)
+             : run_of(*group.blocks[0], 0, rows, 0);
+}
+
+Rows::Run Rows::plain(const Group& group, const Incoming& incoming) const {
+  const auto g = static_cast<size_t>(&group - groups_.data());
+  const Block& rows = incoming.rows[g];
+  return plain_run(group, rows, 0, rows.k.size(1), incoming.position, &incoming.exact[g],
+                   incoming.position);
 }
 
 std::vector<Rows::Run> Rows::runs(int64_t h) const {
@@ -453,9 +662,18 @@ std::vector<Rows::Run> Rows::runs(int64_t h) const {
   return out;
 }
 
-kernel::Segment Rows::segment(const Block& block, int64_t n, int64_t row, int64_t length,
-                              int64_t position) const {
+kernel::Segment Rows::segment(const Group& group, const Block& block, int64_t n, int64_t row,
+                              int64_t length, int64_t position) const {
   kernel::Segment s;
+  const auto few = [&](const at::Tensor& scale, int8_t bits, const at::Tensor& centre,
+                       uint8_t& s_bits, const uint16_t*& s_scale, const float*& s_centre) {
+    if (!scale.defined()) return;
+    s_bits = static_cast<uint8_t>(bits);
+    s_scale = reinterpret_cast<const uint16_t*>(at_row(scale, n, row));
+    if (centre.defined()) s_centre = centre.const_data_ptr<float>() + n * centre.size(1);
+  };
+  few(block.k_scale, group.program.k_bits, group.k_centre, s.k_bits, s.k_scale, s.k_centre);
+  few(block.v_scale, group.program.v_bits, group.v_centre, s.v_bits, s.v_scale, s.v_centre);
   s.k = at_row(block.k, n, row);
   s.v = at_row(block.v, n, row);
   s.k_stride = block.k.stride(1);
@@ -475,6 +693,8 @@ void Rows::add_segments(int64_t h, std::vector<kernel::Segment>& out) const {
   const auto [g, n] = places_[h];
   const Group& group = groups_[g];
   if (length_ == 0) return;
+  const int64_t exact = first_packed(group.program, length_);
+  if (exact > 0) out.push_back(segment(group, *group.exact, n, 0, exact, 0));
   if (paged(group)) {
     out.insert(out.end(), group.segments[n].begin(), group.segments[n].end());
     return;
@@ -483,7 +703,10 @@ void Rows::add_segments(int64_t h, std::vector<kernel::Segment>& out) const {
   runs.clear();
   kind_of(group.program).runs(group.program, length_, runs);
   for (const RowRun& run : runs) {
-    out.push_back(segment(*group.blocks[0], n, run.row, run.count, run.position));
+    const int64_t skip = std::clamp<int64_t>(exact - run.position, 0, run.count);
+    if (skip == run.count) continue;
+    out.push_back(
+        segment(group, *group.blocks[0], n, run.row + skip, run.count - skip, run.position + skip));
   }
   if (group.mean && !part_.grouped) {  // at the last position, which no window hides
     const Mean& mean = *group.mean;
@@ -521,13 +744,14 @@ void Rows::truncate(int64_t length) {
   check_truncate(length);
   if (length == length_) return;
   for (Group& group : groups_) {
-    if (length == 0) group.mean.reset();
+    if (length == 0) group.mean.reset(), group.exact.reset();
     if (paged(group)) {
       const size_t pages = (length + kPage - 1) / kPage;
       group.blocks.resize(pages);
       for (auto& segments : group.segments) {
         segments.resize(pages);
-        if (pages > 0) segments.back().length = length - static_cast<int64_t>(pages - 1) * kPage;
+        if (pages > 0)
+          segments.back().length = std::max<int64_t>(0, length - segments.back().position);
       }
       continue;
     }
@@ -541,16 +765,57 @@ void Rows::truncate(int64_t length) {
       continue;
     }
     const auto smaller = make_block(group, rows);
-    copy_block(*group.blocks[0], *smaller, rows, !part_.v_in_k);
+    copy_block(*group.blocks[0], 0, *smaller, 0, rows, !part_.v_in_k);
     group.blocks.assign(1, smaller);
   }
   length_ = length;
+}
+
+void Rows::save_codes(int64_t h, NamedTensors& out, const std::string& prefix) const {
+  const auto [g, n] = places_[h];
+  const Group& group = groups_[g];
+  // The tensors of a block, those that it has not empty.
+  const auto all =
+      runs(group, [&, n = n](const Block& block, int64_t row, int64_t count, int64_t at) {
+        Run run{block.k.select(0, n).narrow(0, row, count),
+                block.v.select(0, n).narrow(0, row, count),
+                {},
+                at};
+        for (const at::Tensor* scale : {&block.k_scale, &block.v_scale}) {
+          run.columns.push_back(scale->defined() ? scale->select(0, n).narrow(0, row, count)
+                                                 : at::Tensor());
+        }
+        return run;
+      });
+  const auto empty = make_block(group, 0);
+  const auto put = [&](const char* name, const at::Tensor& like, auto&& part) {
+    if (!like.defined()) return;
+    std::vector<at::Tensor> parts = {like.select(0, n).cpu()};
+    for (const Run& run : all) parts.push_back(part(run).cpu());
+    out[prefix + name] = at::cat(parts);
+  };
+  put("k", empty->k, [](const Run& r) { return r.k; });
+  put("v", empty->v, [](const Run& r) { return r.v; });
+  put("k_scale", empty->k_scale, [](const Run& r) { return r.columns[0]; });
+  put("v_scale", empty->v_scale, [](const Run& r) { return r.columns[1]; });
+  const int64_t exact = first_packed(group.program, length_);
+  const auto first = [&](const char* name, auto member) {
+    out[prefix + name] = exact > 0 ? ((*group.exact).*member).select(0, n).narrow(0, 0, exact).cpu()
+                                   : at::empty({0, member == &Block::k ? part_.k_dim : part_.v_dim},
+                                               at::TensorOptions().dtype(part_.dtype));
+  };
+  first("exact_k", &Block::k);
+  first("exact_v", &Block::v);
 }
 
 void Rows::save(NamedTensors& out, const std::string& prefix) const {
   out[prefix + "length"] = at::full({1}, length_, at::kLong);
   const auto options = at::TensorOptions().dtype(part_.dtype);
   for (int64_t h = 0; h < heads(); ++h) {
+    if (part_.programs[h].in_few_bits()) {
+      save_codes(h, out, fmt::format("{}h{}.", prefix, h));
+      continue;
+    }
     std::vector<at::Tensor> k = {at::empty({0, part_.k_dim}, options)};
     std::vector<at::Tensor> v = {at::empty({0, part_.v_dim}, options)};
     std::vector<std::vector<at::Tensor>> columns;
@@ -601,8 +866,9 @@ void Rows::load_group(Group& group, const NamedTensors& in, const std::string& p
       const auto it = in.find(name);
       if (it == in.end()) throw Error("a saved state lacks tensor {}", name);
       const at::Tensor& t = it->second;
+      const bool codes = type == at::kByte;
       if (t.dim() != 2 || t.size(0) != count || t.size(1) != width ||
-          !at::isFloatingType(t.scalar_type())) {
+          (codes ? t.scalar_type() != type : !at::isFloatingType(t.scalar_type()))) {
         throw Error("a saved state's tensor {} does not fit: [{}, {}] was expected", name, count,
                     width);
       }
@@ -611,6 +877,36 @@ void Rows::load_group(Group& group, const NamedTensors& in, const std::string& p
     return at::stack(parts, 1);
   };
   const int64_t held = p.held(tokens);
+  // The sinks; then the ring's rows, as if the tokens before them had just gone by.
+  const int64_t first = p.full() ? held : std::min(p.sinks, tokens);
+  if (p.in_few_bits()) {
+    const auto block = make_block(group, 0);
+    const auto read = [&](const char* name, const at::Tensor& like) {
+      return like.defined()
+                 ? get(name, held, like.size(2), like.scalar_type()).transpose(0, 1).contiguous()
+                 : at::Tensor();
+    };
+    const Block rows{read("k", block->k),
+                     read("v", block->v),
+                     read("k_scale", block->k_scale),
+                     read("v_scale", block->v_scale),
+                     {}};
+    const int64_t exact = first_packed(p, tokens);
+    Block begin;
+    begin.k = get("exact_k", exact, part_.k_dim, part_.dtype).transpose(0, 1).contiguous();
+    begin.v = get("exact_v", exact, part_.v_dim, part_.dtype).transpose(0, 1).contiguous();
+    append_exact(group, begin, 0);
+    const auto append_codes = [&](int64_t row, int64_t count, int64_t length) {
+      const auto part = [&](const at::Tensor& x) {
+        return x.defined() ? x.narrow(1, row, count) : x;
+      };
+      const Block some{part(rows.k), part(rows.v), part(rows.k_scale), part(rows.v_scale), {}};
+      append(group, {{}, {}, {}, nullptr, &some}, length);
+    };
+    append_codes(0, first, 0);
+    append_codes(first, held - first, tokens - (held - first));
+    return;
+  }
   const at::Tensor k = get("k", held, part_.k_dim, part_.dtype);
   const at::Tensor v = part_.v_in_k ? k : get("v", held, part_.v_dim, part_.dtype);
   std::vector<at::Tensor> columns;
@@ -621,10 +917,9 @@ void Rows::load_group(Group& group, const NamedTensors& in, const std::string& p
   const auto append_part = [&](int64_t first, int64_t count, int64_t length) {
     std::vector<at::Tensor> own;
     for (const at::Tensor& column : columns) own.push_back(column.narrow(0, first, count));
-    append(group, {k.narrow(0, first, count), v.narrow(0, first, count), own, nullptr}, length);
+    append(group, {k.narrow(0, first, count), v.narrow(0, first, count), own, nullptr, nullptr},
+           length);
   };
-  // The sinks; then the ring's rows, as if the tokens before them had just gone by.
-  const int64_t first = p.full() ? held : std::min(p.sinks, tokens);
   append_part(0, first, 0);
   append_part(first, held - first, tokens - (held - first));
   group.program.dropped = p.dropped;

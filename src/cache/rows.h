@@ -40,10 +40,29 @@ class Rows {
     return part_.dense_prefill && length_ == 0 && queries > 1;
   }
 
+  // Heads of one program.
+  struct Block {
+    // [n, rows, D]; v a view of k where it lies in it. In few bits: codes uint8 [n, rows, bytes]
+    // and scales bfloat16 [n, rows, 1].
+    at::Tensor k, v, k_scale, v_scale;
+    std::vector<at::Tensor> columns;  // [n, rows, width]
+  };
+  // Rows to come, as groups in few bits will hold them: all of them in `rows`, the first ones of a
+  // sequence in `exact` too. Turned, like all that such a group holds (kernel/quant/quant.h).
+  struct Incoming {
+    int64_t position = 0;
+    std::vector<Block> rows, exact;  // by group; empty where nothing is in few bits
+  };
+  Incoming prepare(const at::Tensor& k, const at::Tensor& v) const;
+  // Those rows of a head as the kernel takes them, added to `out`.
+  void add_segments(int64_t head, const Incoming& incoming,
+                    std::vector<kernel::Segment>& out) const;
+
   // Appends keys [T, Hk, k_dim] and values [T, Hk, v_dim] of any floating type (converted; v is not
   // read where it lies in k), last dimension contiguous, and for each column float32 [T, Hk,
-  // width].
-  void append(const at::Tensor& k, const at::Tensor& v, std::span<const at::Tensor> columns = {});
+  // width]. `incoming`: what prepare() gave for the same rows, so that it is not done again.
+  void append(const at::Tensor& k, const at::Tensor& v, std::span<const at::Tensor> columns = {},
+              const Incoming* incoming = nullptr);
 
   // Adds delta [Hk, width] to a column of every row (a sum that begins anew). Pages that forks
   // share are copied.
@@ -67,11 +86,6 @@ class Rows {
   // The same as the kernel takes them, added to `out`; a column "bias" is added to the logits.
   void add_segments(int64_t head, std::vector<kernel::Segment>& out) const;
 
-  // Heads of one program.
-  struct Block {
-    at::Tensor k, v;                  // [n, rows, D]; v a view of k where it lies in it
-    std::vector<at::Tensor> columns;  // [n, rows, width]
-  };
   struct Mean {       // of what a window group dropped
     at::Tensor k, v;  // float32 [n, 1, D]
     Block rows;       // the same in the cache's dtype, for the kernel (not where grouped)
@@ -83,6 +97,8 @@ class Rows {
     std::vector<int64_t> heads;  // in order
     at::Tensor index;            // the same on the device; undefined: all heads of the layer
     std::vector<std::shared_ptr<Block>> blocks;          // pages, or one
+    std::shared_ptr<Block> exact;                        // the first `sinks` rows beside few bits
+    at::Tensor k_centre, v_centre;                       // turned, float32 [n, D]; undefined: none
     std::vector<std::vector<kernel::Segment>> segments;  // of pages, by head: kept up to date
     std::shared_ptr<const Mean> mean;                    // never changed, only replaced
   };
@@ -90,6 +106,8 @@ class Rows {
   // What a group holds: by position; or (one block alone) as it lies.
   std::vector<Run> runs(const Group& group) const;
   Run held(const Group& group) const;
+  // The rows to come of a group in few bits, as numbers.
+  Run plain(const Group& group, const Incoming& incoming) const;
 
   // Throws Error, with the reason, where rows are gone that a shorter state would need.
   void check_truncate(int64_t length) const;
@@ -97,7 +115,8 @@ class Rows {
 
   // PREFIX + "length" and, for each head H, PREFIX + "hH.k", "hH.v" [rows held, D] in order of
   // position, "hH.COLUMN" [rows held, width], and "hH.mean_k", "hH.mean_v" [1, D] where a mean of
-  // dropped ones is kept.
+  // dropped ones is kept. In few bits "hH.k", "hH.v" are codes, with "hH.k_scale", "hH.v_scale"
+  // [rows held, 1] and "hH.exact_k", "hH.exact_v" of the first rows.
   void save(NamedTensors& out, const std::string& prefix) const;
   void load(const NamedTensors& in, const std::string& prefix);
 
@@ -105,17 +124,28 @@ class Rows {
   struct Source;
   bool paged(const Group& group) const { return group.program.full() && !part_.grouped; }
   at::Tensor make(at::IntArrayRef sizes, at::ScalarType dtype) const;
-  std::shared_ptr<Block> make_block(const Group& group, int64_t rows) const;
+  // Memory of a group's rows, exact or as its program says.
+  std::shared_ptr<Block> make_block(const Group& group, int64_t rows, bool exact = false) const;
   void own(std::shared_ptr<Block>& block, const Group& group) const;
   void copy(const Source& from, int64_t row, Block& to, int64_t slot, int64_t count) const;
-  kernel::Segment segment(const Block& block, int64_t n, int64_t row, int64_t length,
-                          int64_t position) const;
+  kernel::Segment segment(const Group& group, const Block& block, int64_t n, int64_t row,
+                          int64_t length, int64_t position) const;
+  // Rows `first`.. of a block as numbers, the exact ones among them: [n, count, D].
+  Run plain_run(const Group& group, const Block& block, int64_t row, int64_t count,
+                int64_t position, const Block* exact_rows, int64_t exact_from) const;
+  at::Tensor centres(const Group& group, std::vector<float> Centre::*side, int64_t dim) const;
+  // What a group holds, by position; make(block, row, count, position) gives a run.
+  template <class F>
+  std::vector<Run> runs(const Group& group, F&& make) const;
+  void save_codes(int64_t head, NamedTensors& out, const std::string& prefix) const;
+  void append_exact(Group& group, const Block& from, int64_t length) const;
   void append(Group& group, const Source& from, int64_t length) const;
   void append_pages(Group& group, const Source& from, int64_t length) const;
   void grow(Group& group, int64_t rows) const;
   void drop(Group& group, const Source& from, int64_t length) const;
   void set_mean(Group& group, const at::Tensor& k, const at::Tensor& v, int64_t count) const;
   void load_group(Group& group, const NamedTensors& in, const std::string& prefix, int64_t tokens);
+  void check_programs() const;
 
   RowsPart part_;
   at::Device device_;

@@ -38,9 +38,13 @@ struct RowsPart {
 
   // What a head's rows cost: elements of k and v of one token.
   int64_t width() const { return k_dim + (v_in_k ? 0 : v_dim); }
-  // The plan's formula: the sum over heads of (k_dim + v_dim) e min(N, sinks + window), columns
-  // too, and the same for the mean of what was dropped where a program keeps it (which lies there
-  // in float32 besides).
+  // Bytes of a row of a head's keys and values as its program keeps it, columns too, and of an
+  // exact one.
+  int64_t row_bytes(const HeadProgram& program) const;
+  int64_t exact_row_bytes() const;
+  // The plan's formula: the sum over heads of the rows kept, min(N, sinks + window), times their
+  // bytes; the first `sinks` once more, exactly, where the others are in few bits; and one row for
+  // the mean of what was dropped where a program keeps it (which lies there in float32 besides).
   int64_t formula_bytes(int64_t tokens) const;
 };
 

@@ -40,6 +40,14 @@ struct Segment {
   int64_t bias_stride = 0;
   int64_t bias_head_stride = 0;
   float log_weight = 0;  // added to every logit of the segment: its keys count e^log_weight times
+  // Keys or values in few bits (kernel/quant/quant.h) in place of the table's dtype: rows of codes
+  // k_stride or v_stride BYTES apart and a bfloat16 scale each. 0: as the table says. Forward
+  // alone.
+  uint8_t k_bits = 0, v_bits = 0;
+  const uint16_t* k_scale = nullptr;  // [length]
+  const uint16_t* v_scale = nullptr;
+  const float* k_centre = nullptr;  // [D], added to every row; NULL: 0
+  const float* v_centre = nullptr;  // [Dv]
 };
 
 // One axis of a grid of tokens, with the keys that a query at place u of it may see: [begin, end).
@@ -134,6 +142,7 @@ struct AttendTable {
   int32_t value_dim = 0;  // Dv, at least 1
   int32_t q_dtype = HEED_FLOAT32;   // q and out: float32, bfloat16 or float16
   int32_t kv_dtype = HEED_FLOAT32;  // k and v: float32, bfloat16 or float16
+  bool packed = false;              // some segments are in few bits
   Weight weight = Weight::kSoftmax;
   float scale = 1;
   float soft_cap = 0;

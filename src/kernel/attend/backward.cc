@@ -191,7 +191,8 @@ void run(const AttendTable& table, const AttendGradJob* grads, const heed_parall
 
 heed_status attend_backward(const AttendTable& table, const AttendGradJob* grads,
                             const heed_parallel* parallel) {
-  const heed_status status = attend::validate(table);
+  heed_status status = attend::validate(table);
+  if (status == HEED_OK && table.packed) status = HEED_INVALID_ARGUMENT;
   if (status != HEED_OK) return status;
   if (table.job_count > 0 && !grads) return HEED_INVALID_ARGUMENT;
   for (int64_t i = 0; i < table.job_count; ++i) {

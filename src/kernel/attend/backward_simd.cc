@@ -183,9 +183,9 @@ struct Backward {
     }
     if (!whole && job.any) tile_listed(tile, scratch.listed);
     if (bias) tile_bias(tile, table.group, scratch.bias);
-    pack_keys<T>(tile, table.head_dim, scratch.k_columns);
+    pack_keys<T>(tile, table.head_dim, nullptr, scratch.k_columns);
     pack_values<T>(tile, table.value_dim, scratch.v_columns);
-    if (!copy_keys<T>(tile, table.head_dim, scratch.k_rows)) {
+    if (!copy_rows<T>(tile, kKeys, table.head_dim, scratch.k_rows)) {
       // Rows that see such a key have NaN weights anyway; the others must not notice.
       for (ptrdiff_t i = 0; i < tile.n * key_pad; ++i) {
         if (!(std::abs(scratch.k_rows[i]) <= std::numeric_limits<float>::max())) {

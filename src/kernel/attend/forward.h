@@ -41,6 +41,7 @@ struct ForwardScratch {
   float* s;                   // logits, then weights, of a group of rows: [kGroup][kTile]
   float* k;                   // the packed tile of keys
   float* v;                   // the packed tile of values [kTile][value_pad]
+  float* rows;                // keys out of few bits, before they are packed [kTile][key_pad]
   float* bias;                // [G][kTile], times log2(e)
   float* position;            // of the tile's keys, from the unit's first query; int32 and float
   int32_t* index;
@@ -59,7 +60,8 @@ inline int64_t rows_a_unit(const AttendTable& table, int64_t most) {
 inline int64_t forward_scratch_floats(const AttendTable& table, int64_t rows) {
   const int64_t key = pad16(table.head_dim), value = pad16(table.value_dim);
   return pad16(2 * rows) + rows * value + pad16(rows + kGroup) * key + kGroup * kTile +
-         kTile * (key + value) + static_cast<int64_t>(table.group) * kTile + 3 * kTile;
+         kTile * (key + value + (table.packed ? key : 0)) +
+         static_cast<int64_t>(table.group) * kTile + 3 * kTile;
 }
 
 inline ForwardScratch forward_scratch(const AttendTable& table, int64_t rows, float* memory) {
@@ -76,6 +78,7 @@ inline ForwardScratch forward_scratch(const AttendTable& table, int64_t rows, fl
   scratch.s = take(kGroup * kTile);
   scratch.k = take(kTile * key);
   scratch.v = take(kTile * value);
+  scratch.rows = take(table.packed ? kTile * key : 0);
   scratch.bias = take(static_cast<int64_t>(table.group) * kTile);
   scratch.position = take(kTile);
   scratch.index = reinterpret_cast<int32_t*>(take(kTile));

@@ -204,16 +204,16 @@ struct Forward {
     const Hooks hooks{
         table,         job,           base, bias ? scratch.bias : nullptr, scratch.position,
         scratch.index, scratch.listed};
-    const bool read_in_place = direct && in_place;
+    const bool read_in_place = direct && in_place && !tile.packed_keys && !tile.packed_values;
     bool finite = true;
     if (!direct) {
-      pack_keys<T>(tile, table.head_dim, scratch.k);
-      finite = copy_values<T>(tile, table.value_dim, scratch.v);
-    } else if (!in_place) {
-      copy_keys<T>(tile, table.head_dim, scratch.k);
-      finite = copy_values<T>(tile, table.value_dim, scratch.v);
+      pack_keys<T>(tile, table.head_dim, scratch.rows, scratch.k);
+      finite = copy_rows<T>(tile, kValues, table.value_dim, scratch.v);
+    } else if (!read_in_place) {
+      copy_rows<T>(tile, kKeys, table.head_dim, scratch.k);
+      finite = copy_rows<T>(tile, kValues, table.value_dim, scratch.v);
     } else if (!whole || bias) {
-      finite = copy_values<T>(tile, table.value_dim, scratch.v);
+      finite = copy_rows<T>(tile, kValues, table.value_dim, scratch.v);
     }
     for (int r0 = 0; r0 < rows; r0 += kGroup) {
       const RowGroup group = row_group(r0, std::min(kGroup, rows - r0), table.group);

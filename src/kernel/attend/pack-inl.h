@@ -8,6 +8,7 @@
 
 #include "kernel/attend/tile-inl.h"
 #include "kernel/attend/tile.h"
+#include "kernel/quant/quant-inl.h"
 
 #if HEED_VECTOR_TARGET
 HWY_BEFORE_NAMESPACE();
@@ -52,37 +53,69 @@ HWY_NOINLINE void pack_columns(const Tile& tile, Row row, int dim, float* out) {
 }
 
 template <class T>
-void pack_keys(const Tile& tile, int dim, float* out) {
-  pack_columns<T>(tile, key_row<T>, dim, out);
-}
-
-template <class T>
 void pack_values(const Tile& tile, int dim, float* out) {
   pack_columns<T>(tile, value_row<T>, dim, out);
 }
 
+// Keys or values of a segment.
+struct Side {
+  const void* Segment::*rows;
+  int64_t Segment::*stride;
+  uint8_t Segment::*bits;
+  const uint16_t* Segment::*scale;
+  const float* Segment::*centre;
+};
+inline constexpr Side kKeys = {&Segment::k, &Segment::k_stride, &Segment::k_bits, &Segment::k_scale,
+                               &Segment::k_centre};
+inline constexpr Side kValues = {&Segment::v, &Segment::v_stride, &Segment::v_bits,
+                                 &Segment::v_scale, &Segment::v_centre};
+
+// A run of rows in few bits, as copy_rows.
+inline HWY_NOINLINE bool unpack_run(const TileRun& run, const Side& side, int dim, float* out) {
+  const Segment& s = *run.segment;
+  const ptrdiff_t pad = pad16(dim);
+  const uint16_t* scales = s.*side.scale + run.key;
+  quant::HWY_NAMESPACE::unpack_rows(
+      s.*side.bits, static_cast<const uint8_t*>(s.*side.rows) + run.key * s.*side.stride,
+      s.*side.stride, scales, run.count, dim, s.*side.centre, out, pad);
+  bool finite = true;
+  for (int j = 0; j < run.count; ++j) {
+    std::fill(out + j * pad + dim, out + (j + 1) * pad, 0.0f);
+    finite = finite && (scales[j] & 0x7F80u) != 0x7F80u;
+  }
+  return finite;
+}
+
 // Rows as float32, zero up to a multiple of 16. False if an element is not finite.
-template <class T, class Row>
-HWY_NOINLINE bool copy_rows(const Tile& tile, Row row, int dim, float* out) {
+template <class T>
+HWY_NOINLINE bool copy_rows(const Tile& tile, const Side& side, int dim, float* out) {
   const ptrdiff_t pad = pad16(dim);
   Vec finite = hn::Zero(Tag());
+  bool packed_finite = true;
   for (int i = 0; i < tile.runs; ++i) {
     const TileRun& run = tile.run[i];
+    const Segment& s = *run.segment;
+    float* at = out + run.first * pad;
+    if (s.*side.bits != 0) {
+      packed_finite = unpack_run(run, side, dim, at) && packed_finite;
+      continue;
+    }
+    const T* row = static_cast<const T*>(s.*side.rows) + run.key * s.*side.stride;
     for (int j = 0; j < run.count; ++j) {
-      finite = copy_row(row(run, j), dim, out + (run.first + j) * pad, finite);
+      finite = copy_row(row + j * s.*side.stride, dim, at + j * pad, finite);
     }
   }
-  return all_finite(finite);
+  return packed_finite && all_finite(finite);
 }
 
+// The same as panels of columns; `rows` [kTile][pad] is for tiles with keys in few bits.
 template <class T>
-bool copy_keys(const Tile& tile, int dim, float* out) {
-  return copy_rows<T>(tile, key_row<T>, dim, out);
-}
-
-template <class T>
-bool copy_values(const Tile& tile, int dim, float* out) {
-  return copy_rows<T>(tile, value_row<T>, dim, out);
+void pack_keys(const Tile& tile, int dim, float* rows, float* out) {
+  if (!tile.packed_keys) return pack_columns<T>(tile, key_row<T>, dim, out);
+  copy_rows<T>(tile, kKeys, dim, rows);
+  const ptrdiff_t pad = pad16(dim);
+  pack_columns<float>(
+      tile, [&](const TileRun& run, int j) { return rows + (run.first + j) * pad; }, dim, out);
 }
 
 // One row of queries or gradients, times a factor: interleaved with the rows of its group (stride

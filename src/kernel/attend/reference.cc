@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernel/attend/attend.h"
+#include "kernel/quant/quant.h"
 #include "kernel/simd_dtype.h"
 
 namespace heed::kernel {
@@ -29,6 +30,24 @@ struct Row {
 double query(const Row& r, int d) {
   return load_element(r.job.q, r.table.q_dtype,
                       r.n * r.job.q_stride + r.g * r.job.q_head_stride + d);
+}
+
+// Element d of a row of keys or values.
+double element(const void* data, int64_t stride, int bits, const uint16_t* scale,
+               const float* centre, const AttendTable& table, int64_t j, int d, int dim) {
+  if (bits == 0) return load_element(data, table.kv_dtype, j * stride + d);
+  const auto* row = static_cast<const uint8_t*>(data) + j * stride;
+  return static_cast<double>(bfloat16_to_float(scale[j])) * quant_level(bits, row, dim, d) +
+         (centre ? centre[d] : 0.0f);
+}
+
+double key(const Row& r, const Segment& s, int64_t j, int d) {
+  return element(s.k, s.k_stride, s.k_bits, s.k_scale, s.k_centre, r.table, j, d, r.table.head_dim);
+}
+
+double value(const Row& r, const Segment& s, int64_t j, int d) {
+  return element(s.v, s.v_stride, s.v_bits, s.v_scale, s.v_centre, r.table, j, d,
+                 r.table.value_dim);
 }
 
 // Whether query n may see the key at `position` (biases apart): the rule of attend.h, word by word.
@@ -77,7 +96,7 @@ int64_t distance_entry(const Row& r, const Segment& segment, int64_t j) {
 Logit logit(const Row& r, const Segment& segment, int64_t j) {
   double s = 0;
   for (int d = 0; d < r.table.head_dim; ++d) {
-    s += query(r, d) * load_element(segment.k, r.table.kv_dtype, j * segment.k_stride + d);
+    s += query(r, d) * key(r, segment, j, d);
   }
   Logit result{s * r.table.scale, 1};
   if (r.table.soft_cap > 0) {
@@ -116,10 +135,6 @@ void for_each_visible(const Row& r, F&& f) {
     }
     before += segment.length;
   }
-}
-
-double value(const Row& r, const Segment& segment, int64_t j, int d) {
-  return load_element(segment.v, r.table.kv_dtype, j * segment.v_stride + d);
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -222,7 +237,7 @@ void add_key(const Row& r, const AttendGradJob& grad, const Segment& segment, in
   for (int d = 0; d < r.table.head_dim; ++d) {
     if (grad.grad_q) {
       add(&grad.grad_q[r.n * grad.grad_q_stride + r.g * grad.grad_q_head_stride + d],
-          ds * load_element(segment.k, r.table.kv_dtype, j * segment.k_stride + d));
+          ds * key(r, segment, j, d));
     }
     if (grad.grad_k) add(&grad.grad_k[row * grad.grad_k_stride + d], ds * query(r, d));
   }

@@ -21,13 +21,15 @@ struct TileRun {
 struct Tile {
   int n = 0;
   int runs = 0;
-  bool ascending = true;  // positions rise along the tile
+  bool ascending = true;                            // positions rise along the tile
+  bool packed_keys = false, packed_values = false;  // some rows are in few bits
   TileExtent extent;
   TileRun run[kTile];
 
   void clear() {
     n = runs = 0;
     ascending = true;
+    packed_keys = packed_values = false;
     extent = {};
   }
 
@@ -43,6 +45,8 @@ struct Tile {
       extent.min_place = std::min(extent.min_place, place);
       extent.max_place = std::max(extent.max_place, place + count - 1);
     }
+    packed_keys = packed_keys || segment.k_bits != 0;
+    packed_values = packed_values || segment.v_bits != 0;
     run[runs++] = {&segment, key, n, count, listed};
     n += count;
   }

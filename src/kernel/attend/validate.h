@@ -3,6 +3,7 @@
 
 #include "kernel/attend/attend.h"
 #include "kernel/attend/keyset.h"
+#include "kernel/quant/quant.h"
 
 namespace heed::kernel::attend {
 
@@ -44,6 +45,15 @@ inline bool valid_tables(const AttendTable& table, const AttendJob& job) {
   return reached;
 }
 
+inline bool valid_bits(const AttendTable& table, const Segment& segment) {
+  if (segment.k_bits == 0 && segment.v_bits == 0) return true;
+  const auto fits = [](uint8_t bits, const uint16_t* scale) {
+    return bits == 0 || (quant_bits(bits) && scale);
+  };
+  return table.packed && fits(segment.k_bits, segment.k_scale) &&
+         fits(segment.v_bits, segment.v_scale);
+}
+
 inline heed_status validate(const AttendTable& table) {
   if (table.struct_size != sizeof(AttendTable) || table.job_count < 0 ||
       (table.job_count > 0 && !table.jobs) || table.group < 1 || table.head_dim < 1 ||
@@ -63,7 +73,8 @@ inline heed_status validate(const AttendTable& table) {
     }
     for (int32_t s = 0; s < job.segment_count; ++s) {
       const Segment& segment = job.segments[s];
-      if (segment.length < 0 || (segment.length > 0 && (!segment.k || !segment.v))) {
+      if (segment.length < 0 || (segment.length > 0 && (!segment.k || !segment.v)) ||
+          !valid_bits(table, segment)) {
         return HEED_INVALID_ARGUMENT;
       }
     }

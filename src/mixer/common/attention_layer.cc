@@ -163,7 +163,13 @@ const std::vector<HeadProgram>& AttentionLayer::programs(const std::vector<HeadP
   merged = full_;
   for (size_t h = 0; h < merged.size(); ++h) {
     const HeadProgram& p = (*asked)[h];
-    if (p.full()) continue;
+    merged[h].k_bits = p.k_bits, merged[h].v_bits = p.v_bits;
+    merged[h].centre = p.centre;
+    if (p.full()) {
+      // A layer that slides by itself shows no first tokens for ever: none of them stay exact.
+      if (p.in_few_bits() && view_.window == 0) merged[h].sinks = p.sinks;
+      continue;
+    }
     merged[h].window = view_.window > 0 ? std::min(view_.window, p.window) : p.window;
     merged[h].sinks = p.sinks;
     if (p.dropped != Dropped::kGone && view_.window > 0) {
@@ -280,8 +286,9 @@ AttendRule rule_of(const op::AttendOptions& options) {
 // Window and sinks of the heads, as the operator takes them.
 void set_programs(op::AttendOptions& options, const std::vector<HeadProgram>& programs) {
   for (const HeadProgram& p : programs) {
-    if (p.dropped == Dropped::kGone) continue;
-    throw UsageError("a plan with compensation tokens runs, but has no gradients or probes");
+    if (p.dropped == Dropped::kGone && !p.in_few_bits()) continue;
+    throw UsageError("a plan with {} runs, but has no gradients or probes",
+                     p.in_few_bits() ? "keys or values in few bits" : "compensation tokens");
   }
   const bool one = std::all_of(programs.begin(), programs.end(),
                                [&](const HeadProgram& p) { return p == programs[0]; });
