@@ -166,7 +166,6 @@ at::Tensor attend_cpu(const at::Tensor& q_in, const at::Tensor& k, const at::Ten
     }
   }
   kernel::AttendTable& jobs = table.finish();
-  jobs.packed = packed;
   jobs.scale = static_cast<float>(rule.scale);
   jobs.weight = rule.weight;
   jobs.soft_cap = static_cast<float>(rule.soft_cap);

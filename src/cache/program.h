@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "kernel/quant/quant.h"
+
 namespace heed {
 
 // What a window head keeps of the keys that it no longer sees: nothing, or the mean of their keys
@@ -39,6 +41,15 @@ struct HeadProgram {
   // Rows of keys, the mean of those dropped among them.
   int64_t kept(int64_t tokens) const {
     return held(tokens) + (dropped != Dropped::kGone && tokens > held(tokens) ? 1 : 0);
+  }
+  // Bytes of K and V after `tokens` tokens: the rows kept, and the exact ones beside few bits; e
+  // bytes a number in the cache's dtype.
+  int64_t bytes(int64_t tokens, int64_t k_dim, int64_t v_dim, int64_t e) const {
+    const auto side = [&](int bits, int64_t dim) {
+      return bits < 16 ? kernel::row_bytes(bits, dim) + 2 : dim * e;
+    };
+    const int64_t exact = in_few_bits() ? std::min(tokens, sinks) * (k_dim + v_dim) * e : 0;
+    return exact + kept(tokens) * (side(k_bits, k_dim) + side(v_bits, v_dim));
   }
   bool operator==(const HeadProgram& o) const {
     return window == o.window && sinks == o.sinks && dropped == o.dropped && k_bits == o.k_bits &&

@@ -107,11 +107,9 @@ int64_t RowsPart::exact_row_bytes() const {
 
 int64_t RowsPart::row_bytes(const HeadProgram& p) const {
   if (!p.in_few_bits()) return exact_row_bytes();
-  const auto side = [&](int bits, int64_t dim) {
-    return bits < 16 ? kernel::row_bytes(bits, dim) + 2
-                     : dim * static_cast<int64_t>(c10::elementSize(dtype));
-  };
-  return side(p.k_bits, k_dim) + side(p.v_bits, v_dim);
+  HeadProgram alone = p;
+  alone.sinks = 0;
+  return alone.bytes(1, k_dim, v_dim, static_cast<int64_t>(c10::elementSize(dtype)));
 }
 
 int64_t RowsPart::formula_bytes(int64_t tokens) const {

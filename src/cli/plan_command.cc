@@ -41,6 +41,7 @@ void check_method(const CLI::App& command, const PlanArguments& o) {
                     {"--windows", "--checks", "--candidates", "--repairs", "--thorough", "--steps",
                      "--no-records", "--kv-dtype"},
                     why);
+    case plan::Method::kBits:
     case plan::Method::kUniform:
       return refuse(command,
                     {"--windows", "--data", "--texts", "--checks", "--candidates", "--repairs",
@@ -84,7 +85,8 @@ void add_search(CLI::App* command, PlanArguments& o) {
       ->capture_default_str();
   command
       ->add_option("--method", o.method,
-                   "heed (text and needles), text, duo (trained gates), razor (probes), uniform")
+                   "heed (text, copies and needles), text, duo (trained gates), razor (probes), "
+                   "uniform (one window), bits (one number of bits)")
       ->capture_default_str();
   command
       ->add_option(

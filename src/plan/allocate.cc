@@ -20,12 +20,12 @@ void check_budgets(const Options& options, const std::vector<int64_t>& budgets) 
     int64_t least = 0;
     for (const auto& head : options) {
       int64_t smallest = INT64_MAX;
-      for (const auto& option : head) smallest = std::min(smallest, option.tokens.at(n));
+      for (const auto& option : head) smallest = std::min(smallest, option.bytes.at(n));
       least += smallest;
     }
     if (least > budgets[n]) {
       throw UsageError(
-          "the budget of {} cached positions is below the {} that the smallest programs of all {} "
+          "the budget of {} bytes is below the {} that the smallest programs of all {} "
           "heads need; raise --budget or allow smaller windows",
           budgets[n], least, options.size());
     }
@@ -61,7 +61,7 @@ Columns columns_of(const Options& options, const std::vector<int64_t>& budgets) 
       out.value.push_back(1);
       for (size_t n = 0; n < budgets.size(); ++n) {
         out.row.push_back(static_cast<int>(heads + n));
-        out.value.push_back(static_cast<double>(option.tokens.at(n)));
+        out.value.push_back(static_cast<double>(option.bytes.at(n)));
       }
       out.start.push_back(static_cast<int>(out.row.size()));
       out.cost.push_back(option.loss * scale);
@@ -119,7 +119,7 @@ std::vector<int> allocate(const Options& options, const std::vector<int64_t>& bu
       const auto begin = values.begin() + static_cast<int64_t>(column);
       const auto end = begin + static_cast<int64_t>(options[h].size());
       chosen[h] = static_cast<int>(std::max_element(begin, end) - begin);
-      for (size_t n = 0; n < budgets.size(); ++n) over[n] += options[h][chosen[h]].tokens[n];
+      for (size_t n = 0; n < budgets.size(); ++n) over[n] += options[h][chosen[h]].bytes[n];
     }
     bool fits = true;
     for (size_t n = 0; n < budgets.size(); ++n) {
@@ -131,6 +131,29 @@ std::vector<int> allocate(const Options& options, const std::vector<int64_t>& bu
     if (fits) return chosen;
   }
   throw Error("the integer program of {} heads found no allocation in 20 s", options.size());
+}
+
+std::vector<int> lower_hull(const std::vector<Option>& options) {
+  std::vector<int> order(options.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  const auto bytes = [&](int i) { return static_cast<double>(options[i].bytes.back()); };
+  std::sort(order.begin(), order.end(), [&](int a, int b) {
+    return bytes(a) != bytes(b) ? bytes(a) < bytes(b) : options[a].loss < options[b].loss;
+  });
+  std::vector<int> hull;
+  for (const int i : order) {
+    if (!hull.empty() && options[i].loss >= options[hull.back()].loss)
+      continue;  // dearer, no better
+    while (hull.size() > 1) {
+      const int a = hull[hull.size() - 2], b = hull.back();
+      const double by_b = (options[a].loss - options[b].loss) * (bytes(i) - bytes(a));
+      const double by_i = (options[a].loss - options[i].loss) * (bytes(b) - bytes(a));
+      if (by_b > by_i) break;  // b lies below the line from a to i
+      hull.pop_back();
+    }
+    hull.push_back(i);
+  }
+  return hull;
 }
 
 }  // namespace heed::plan

@@ -20,6 +20,8 @@ const char* name_of(Method method) {
       return "razor";
     case Method::kUniform:
       return "uniform";
+    case Method::kBits:
+      return "bits";
   }
   return "";
 }
@@ -43,6 +45,8 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
     made.programs = full_programs(model);
   } else if (options.method == Method::kUniform) {
     made.programs = uniform_plan(model, options.sinks, options.lengths, options.budget);
+  } else if (options.method == Method::kBits) {
+    made.programs = bits_plan(model, options.sinks, options.lengths, options.budget);
   } else {
     const auto corpus = eval::open_text(bench, files);
     data::RecallGenerator generator(corpus, bench.codec);
@@ -75,6 +79,7 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
         search.grid.windows = options.windows;
         std::sort(search.grid.windows.begin(), search.grid.windows.end());
       }
+      search.grid.bits = options.bits;
       search.lengths = options.lengths;
       search.kv_dtype = options.kv_dtype;
       search.candidates = options.thorough ? std::max(options.candidates, 6) : options.candidates;

@@ -19,7 +19,8 @@ struct MakeOptions {
   std::vector<int64_t> lengths;
   std::vector<int64_t> windows;  // grid; empty: powers of two and their midpoints from 32 on
   int64_t sinks = 16;
-  int64_t texts = 2, checks = 1;  // scored, and run with joint candidates
+  std::vector<int> bits = {8, 6, 5, 4, 3, 2};  // that keys and values may be kept in; empty: 16
+  int64_t texts = 2, checks = 1;               // scored, and run with joint candidates
   int candidates = 3, repairs = 2;
   // Scores more texts, and measures every head alone before allocating: hours on a CPU, minutes on
   // a GPU.

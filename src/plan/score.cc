@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cache/plan/kinds.h"
+#include "cache/quantised.h"
 #include "io/error.h"
 #include "op/attend.h"
 
@@ -51,6 +52,32 @@ Sample needle_sample(const data::NeedleDocument& document, int64_t limit) {
                      document.tokens.size(), limit);
   }
   sample.answers.push_back(static_cast<int64_t>(sample.rows.size()));
+  return sample;
+}
+
+Sample copy_sample(const eval::Tokens& text, data::Random& random) {
+  constexpr int64_t kLead = 8;  // tokens after which it is clear what is copied
+  const auto size = static_cast<int64_t>(text.size());
+  std::vector<std::pair<int64_t, int64_t>> passages;  // first token, length
+  int64_t copied = 0;
+  for (int n = 0; n < 3; ++n) {
+    const int64_t length =
+        std::min<int64_t>(60 + static_cast<int64_t>(random.below(181)), size / 8);
+    if (copied + length > size / 3 || length <= kLead) break;
+    passages.emplace_back(0, length);
+    copied += length;
+  }
+  if (passages.empty()) throw UsageError("{} tokens are too few to copy a passage of them", size);
+  Sample sample;
+  sample.tokens.assign(text.begin(), text.end() - copied);
+  const auto end = static_cast<int64_t>(sample.tokens.size());
+  for (auto& [first, length] : passages) {
+    first = static_cast<int64_t>(random.below(static_cast<uint64_t>(end - length)));
+    for (int64_t t = 0; t < length; ++t) {
+      if (t >= kLead) sample.rows.push_back(static_cast<int64_t>(sample.tokens.size()) - 1);
+      sample.tokens.push_back(text[static_cast<size_t>(first + t)]);
+    }
+  }
   return sample;
 }
 
@@ -105,6 +132,29 @@ at::Tensor windowed(const Kept& kept, const HeadProgram& program) {
   options.window = limit.window;
   options.sinks = limit.sinks;
   return std::get<0>(op::attend(kept.q, kept.k, kept.v, options));
+}
+
+// x [B, T, Hk, D] as heads keep it in few bits, centre [Hk, D] or undefined.
+at::Tensor kept_in(const at::Tensor& x, int bits, int64_t exact, const at::Tensor& centre) {
+  at::Tensor turned = rotated(x);
+  if (centre.defined()) turned = turned.sub(centre);
+  at::Tensor again = decode(encode(turned, bits), bits, x.size(3));
+  if (centre.defined()) again = again.add(centre);
+  again = rotated(again).to(x.scalar_type());
+  const int64_t first = std::min(exact, x.size(1));
+  return at::cat({x.narrow(1, 0, first), again.slice(1, first)}, 1);
+}
+
+// [Hk, D] of a layer, turned; undefined: none.
+at::Tensor centre_of(const Centres& centres, int64_t layer, std::vector<float> Centre::*side,
+                     const at::Device& device) {
+  if (centres.empty()) return {};
+  std::vector<at::Tensor> rows;
+  for (const auto& centre : centres[static_cast<size_t>(layer)]) {
+    if (!centre) return {};
+    rows.push_back(at::tensor((*centre).*side));
+  }
+  return rows.empty() ? at::Tensor() : rotated(at::stack(rows)).to(device);
 }
 
 // Outputs of attention by layer, and what the sample's loss changes by when they change.
@@ -163,6 +213,33 @@ Effects effects_of(const Decoder& model, const Sample& sample, const Programs* p
   return effects;
 }
 
+// What each token's loss changes by, to first order, where a head's output changes, [T, Hk].
+at::Tensor effect_of(const at::Tensor& change, const at::Tensor& gradient, int64_t heads) {
+  return change.mul(gradient).sum(-1).unflatten(2, {heads, -1}).sum(-1)[0].to(at::kDouble);
+}
+
+// The same for keys alone, and values alone, in few bits.
+void score_bits(const Kept& layer, const at::Tensor& gradient, const Grid& grid,
+                const Centres& centres, int64_t l, Scores& scores) {
+  const auto out = layer.out.detach();
+  const at::Tensor k_centre = centre_of(centres, l, &Centre::k, out.device());
+  const at::Tensor v_centre = centre_of(centres, l, &Centre::v, out.device());
+  const auto add = [&](const at::Tensor& k, const at::Tensor& v, int64_t b,
+                       std::vector<double>& sums) {
+    const auto changed = std::get<0>(op::attend(layer.q, k, v, layer.options));
+    const auto squares = effect_of(changed.sub_(out), gradient, scores.heads).square().sum(0).cpu();
+    for (int64_t h = 0; h < scores.heads; ++h) {
+      sums[scores.bits_index(l, h, b)] += squares[h].item<double>();
+    }
+  };
+  for (int64_t b = 0; b < scores.bits; ++b) {
+    check_interrupted();
+    const int bits = grid.bits[static_cast<size_t>(b)];
+    add(kept_in(layer.k, bits, grid.sinks, k_centre), layer.v, b, scores.keys);
+    add(layer.k, kept_in(layer.v, bits, grid.sinks, v_centre), b, scores.values);
+  }
+}
+
 // Adds what layer `l` says: importance of its heads (of `samples` samples), and the first-order
 // change by every option of the grid.
 void score_layer(const Kept& layer, const at::Tensor& gradient, const Grid& grid, bool full_changes,
@@ -177,11 +254,7 @@ void score_layer(const Kept& layer, const at::Tensor& gradient, const Grid& grid
   for (int64_t p = 0; p < scores.options; ++p) {
     const HeadProgram program = grid.program(p);
     if (program.full() && !full_changes) continue;
-    const auto change = windowed(layer, program).sub_(out).mul_(gradient);
-    const auto effect = change.sum(-1)
-                            .unflatten(2, {scores.heads, -1})
-                            .sum(-1)[0]  // [T, Hk]
-                            .to(at::kDouble);
+    const auto effect = effect_of(windowed(layer, program).sub_(out), gradient, scores.heads);
     const auto linear = effect.sum(0).cpu(), quadratic = effect.square().sum(0).cpu();
     for (int64_t h = 0; h < scores.heads; ++h) {
       scores.linear[scores.index(l, h, p)] += linear[h].item<double>();
@@ -192,8 +265,50 @@ void score_layer(const Kept& layer, const at::Tensor& gradient, const Grid& grid
 
 }  // namespace
 
+Centres measure_centres(const Decoder& model, const std::vector<Sample>& samples, int64_t exact,
+                        Progress& progress) {
+  const auto& config = model.config();
+  std::vector<at::Tensor> k(static_cast<size_t>(config.layers)), v = k;
+  int64_t rows = 0, done = 0;
+  at::NoGradGuard no_gradients;
+  progress.begin("centres", static_cast<int64_t>(samples.size()));
+  for (const Sample& sample : samples) {
+    Pass pass;
+    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k_in,
+                         const at::Tensor& v_in, const op::AttendOptions& options) {
+      check_interrupted();
+      const auto add = [&](at::Tensor& sum, const at::Tensor& x) {
+        const at::Tensor more = x.slice(1, exact).to(at::kDouble).sum(1)[0];
+        sum = sum.defined() ? sum.add(more) : more;
+      };
+      add(k[l], k_in);
+      add(v[l], v_in);
+      return std::get<0>(op::attend(q, k_in, v_in, options));
+    };
+    const auto ids = at::tensor(sample.tokens, at::kLong).to(model.options().device).unsqueeze(0);
+    model.hidden(ids, pass);
+    rows += std::max<int64_t>(0, ids.size(1) - exact);
+    progress.step(++done);
+  }
+  progress.end();
+  Centres centres;
+  for (size_t l = 0; l < k.size(); ++l) {
+    auto& heads = centres.emplace_back();
+    if (!k[l].defined() || rows == 0) continue;
+    const auto mean = [&](const at::Tensor& sum, int64_t h) {
+      const at::Tensor x =
+          sum[h].div(static_cast<double>(rows)).to(at::kHalf).to(at::kFloat).cpu().contiguous();
+      return std::vector<float>(x.const_data_ptr<float>(), x.const_data_ptr<float>() + x.numel());
+    };
+    for (int64_t h = 0; h < k[l].size(0); ++h) {
+      heads.push_back(std::make_shared<const Centre>(Centre{mean(k[l], h), mean(v[l], h)}));
+    }
+  }
+  return centres;
+}
+
 Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, const Grid& grid,
-                   const Programs* at, Progress& progress) {
+                   const Programs* at, const Centres& centres, Progress& progress) {
   const auto& config = model.config();
   Scores scores;
   scores.layers = config.layers;
@@ -202,6 +317,9 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
   const size_t size = static_cast<size_t>(scores.layers * scores.heads * scores.options);
   scores.linear.assign(size, 0);
   scores.quadratic.assign(size, 0);
+  scores.bits = at == nullptr ? static_cast<int64_t>(grid.bits.size()) : 0;
+  scores.keys.assign(static_cast<size_t>(scores.layers * scores.heads * scores.bits), 0);
+  scores.values = scores.keys;
   scores.importance.assign(static_cast<size_t>(config.layers * config.heads), 0);
   progress.begin("scores", static_cast<int64_t>(samples.size()) * config.layers);
   int64_t done = 0;
@@ -213,14 +331,17 @@ Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, con
       Kept& layer = effects.layers[l];
       if (!layer.out.defined()) continue;
       score_layer(layer, effects.gradients[l], grid, at != nullptr, l, samples.size(), scores);
+      score_bits(layer, effects.gradients[l], grid, centres, l, scores);
       layer = {};
       progress.step(++done);
     }
   }
   progress.end();
-  for (double value : scores.quadratic) {
-    if (!std::isfinite(value)) {
-      throw Error("a head's score is not finite; the model or its dtype cannot run this text");
+  for (const auto* values : {&scores.quadratic, &scores.keys, &scores.values}) {
+    for (double value : *values) {
+      if (!std::isfinite(value)) {
+        throw Error("a head's score is not finite; the model or its dtype cannot run this text");
+      }
     }
   }
   return scores;
@@ -230,7 +351,9 @@ Json to_json(const Scores& scores) {
   return {{"layers", scores.layers},       {"heads", scores.heads},
           {"options", scores.options},     {"rows", scores.rows},
           {"loss", scores.loss},           {"linear", scores.linear},
-          {"quadratic", scores.quadratic}, {"importance", scores.importance}};
+          {"quadratic", scores.quadratic}, {"importance", scores.importance},
+          {"bits", scores.bits},           {"keys", scores.keys},
+          {"values", scores.values}};
 }
 
 Scores scores_from_json(const Json& json, const std::string& where) {
@@ -244,12 +367,17 @@ Scores scores_from_json(const Json& json, const std::string& where) {
     json.at("linear").get_to(scores.linear);
     json.at("quadratic").get_to(scores.quadratic);
     json.at("importance").get_to(scores.importance);
+    json.at("bits").get_to(scores.bits);
+    json.at("keys").get_to(scores.keys);
+    json.at("values").get_to(scores.values);
   } catch (const nlohmann::json::exception& e) {
     throw Error("{}: kept scores are broken ({}); delete the file to measure again", where,
                 e.what());
   }
   const size_t size = static_cast<size_t>(scores.layers * scores.heads * scores.options);
-  if (scores.layers < 1 || scores.linear.size() != size || scores.quadratic.size() != size ||
+  const size_t by_bits = static_cast<size_t>(scores.layers * scores.heads * scores.bits);
+  if (scores.keys.size() != by_bits || scores.values.size() != by_bits || scores.layers < 1 ||
+      scores.linear.size() != size || scores.quadratic.size() != size ||
       scores.importance.empty() ||
       scores.importance.size() % static_cast<size_t>(scores.layers) != 0) {
     throw Error("{}: kept scores have the wrong size; delete the file to measure again", where);

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/plan/bits.h"
 #include "cache/program.h"
 #include "data/recall.h"
 #include "eval/measure.h"
@@ -26,10 +27,12 @@
 
 namespace heed::plan {
 
-// The programs that a head may run: sinks + one of these windows (ascending), or the full cache.
+// The programs that a head may run: sinks + one of these windows (ascending), or the full cache;
+// and its keys, and its values, in one of these numbers of bits, or all 16.
 struct Grid {
-  int64_t sinks = 16;
+  int64_t sinks = 16;  // exact beside few bits, in the full cache too
   std::vector<int64_t> windows;
+  std::vector<int> bits;  // descending, below 16; empty: all heads keep 16
 
   int64_t options() const { return static_cast<int64_t>(windows.size()) + 1; }
   // Option p, the last being full.
@@ -55,14 +58,21 @@ struct Sample {
 Sample text_sample(const eval::Tokens& text, int64_t from = eval::kScoredFrom);
 // A document with its questions and answers appended, as far as `limit` tokens reach; rows are
 // those of the answers.
+// A text that ends with copies of passages of itself, of 60 to 240 tokens, as far as `text` has
+// room for them (twice the longest at least); rows are those of the copies, their first tokens left
+// out.
+Sample copy_sample(const eval::Tokens& text, data::Random& random);
 Sample needle_sample(const data::NeedleDocument& document, int64_t limit);
 
 // Sums over samples, by [layer][KV head][option] (flattened), and how many rows they hold.
 struct Scores {
-  int64_t layers = 0, heads = 0, options = 0;
+  int64_t layers = 0, heads = 0, options = 0, bits = 0;
   int64_t rows = 0;
   double loss = 0;  // of the rows, summed, as they weigh
   std::vector<double> linear, quadratic;
+  // The same of keys, and of values, alone in few bits, by [layer][KV head][number of bits]:
+  // squares.
+  std::vector<double> keys, values;
   // [layer][query head], mean over tokens and samples of |<g, y>| of one query head's output: what
   // `heed inspect` calls importance.
   std::vector<double> importance;
@@ -70,13 +80,23 @@ struct Scores {
   size_t index(int64_t layer, int64_t head, int64_t option) const {
     return static_cast<size_t>((layer * heads + head) * options + option);
   }
+  size_t bits_index(int64_t layer, int64_t head, int64_t bit) const {
+    return static_cast<size_t>((layer * heads + head) * bits + bit);
+  }
   // The expected change of the loss a row.
   double change(int64_t layer, int64_t head, int64_t option, bool with_linear) const;
 };
 
 // Scores around the model as it runs under `at` (null: dense). Layers with another mixer score 0.
+// `centres` are taken off keys and values before they are kept in few bits; empty: nothing.
 Scores score_heads(const Decoder& model, const std::vector<Sample>& samples, const Grid& grid,
-                   const Programs* at, Progress& progress = no_progress());
+                   const Programs* at, const Centres& centres = {},
+                   Progress& progress = no_progress());
+
+// The mean key and value of every head over samples, rows before `exact` left out, as float16
+// holds them.
+Centres measure_centres(const Decoder& model, const std::vector<Sample>& samples, int64_t exact,
+                        Progress& progress = no_progress());
 
 Json to_json(const Scores& scores);
 Scores scores_from_json(const Json& json, const std::string& where);

@@ -12,8 +12,10 @@
 namespace heed::plan {
 namespace {
 
-constexpr double kTextUnit = 0.015;   // ln perplexity ratio
+constexpr double kTextUnit = 0.005;   // ln perplexity ratio
 constexpr double kRecallUnit = 0.03;  // share of expected recall
+constexpr double kCopyUnit = 0.03;    // nats a token
+constexpr double kRetrieval = 0.2;    // what copies and needles weigh beside text, each
 constexpr size_t kMostCandidates = 10;
 
 int64_t dense_positions(const Decoder& model, int64_t layer, int64_t length) {
@@ -22,15 +24,28 @@ int64_t dense_positions(const Decoder& model, int64_t layer, int64_t length) {
   return window > 0 ? std::min(window, length) : length;
 }
 
-int64_t positions(const Decoder& model, int64_t layer, const HeadProgram& program, int64_t length) {
-  return std::min(kind_of(program).kept(program, length), dense_positions(model, layer, length));
+// Bytes of a number that shares are counted in.
+constexpr int64_t kElement = 2;
+
+// Bytes of a head's rows at a length, in a layer that slides by itself at most its own window's.
+int64_t bytes_of(const Decoder& model, int64_t layer, const HeadProgram& program, int64_t length) {
+  const mixer::HeadsView& heads = *model.blocks()[layer].mixer->heads();
+  const auto bytes = [&](const HeadProgram& p, int64_t rows) {
+    return p.bytes(rows, heads.head_dim, heads.value_dim, kElement);
+  };
+  const int64_t rows =
+      std::min(kind_of(program).kept(program, length), dense_positions(model, layer, length));
+  HeadProgram row{0, 0};
+  row.k_bits = program.k_bits, row.v_bits = program.v_bits;
+  const int64_t exact = program.in_few_bits() ? std::min(program.sinks, length) : 0;
+  return bytes(row, rows) + bytes({}, exact);
 }
 
 int64_t dense_total(const Decoder& model, int64_t length) {
   int64_t sum = 0;
   for (int64_t l = 0; l < model.config().layers; ++l) {
     if (model.blocks()[l].mixer->heads()) {
-      sum += model.config().kv_heads * dense_positions(model, l, length);
+      sum += model.config().kv_heads * bytes_of(model, l, {}, length);
     }
   }
   return sum;
@@ -67,11 +82,19 @@ double total(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
-// Expected changes by [layer][KV head][option], flattened.
-std::vector<double> changes(const Scores& scores, bool with_linear) {
+std::vector<double> a_row(const std::vector<double>& squares, int64_t rows) {
+  std::vector<double> values(squares.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = 0.5 * squares[i] / static_cast<double>(std::max<int64_t>(rows, 1));
+  }
+  return values;
+}
+
+// With the first-order term, by [layer][KV head][option], flattened.
+std::vector<double> changes(const Scores& scores) {
   std::vector<double> values(scores.quadratic.size());
   for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = 0.5 * scores.quadratic[i] + (with_linear ? scores.linear[i] : 0.0);
+    values[i] = 0.5 * scores.quadratic[i] + scores.linear[i];
     values[i] /= static_cast<double>(std::max<int64_t>(scores.rows, 1));
   }
   return values;
@@ -82,6 +105,7 @@ std::vector<double> changes(const Scores& scores, bool with_linear) {
 Json to_json(const Candidate& candidate) {
   return {{"how", candidate.how},
           {"nll", candidate.measured.nll},
+          {"copy_nll", candidate.measured.copy_nll},
           {"answer_nll", candidate.measured.answer_nll},
           {"recall", candidate.measured.recall},
           {"expected_recall", candidate.measured.expected_recall},
@@ -114,6 +138,12 @@ Plan to_plan(const Decoder& model, const Programs& programs, const std::vector<i
     }
     plan.heads.push_back(std::move(indices));
   }
+  if (!plan.in_few_bits()) return plan;
+  plan.version = 2;
+  for (const auto& layer : programs.heads) {
+    auto& centres = plan.centres.emplace_back();
+    for (const auto& head : layer) centres.push_back(head.centre);
+  }
   return plan;
 }
 
@@ -121,7 +151,7 @@ double budget_of(const Decoder& model, const Programs& programs, int64_t length)
   int64_t kept = 0;
   for (size_t l = 0; l < programs.heads.size(); ++l) {
     for (const auto& program : programs.heads[l]) {
-      kept += positions(model, static_cast<int64_t>(l), program, length);
+      kept += bytes_of(model, static_cast<int64_t>(l), program, length);
     }
   }
   const int64_t all = dense_total(model, length);
@@ -132,14 +162,17 @@ SearchData make_search_data(const data::RecallGenerator& generator, const data::
                             int64_t context, int64_t scored, int64_t checked, uint64_t seed) {
   SearchData data;
   const auto windows = eval::spread_windows(corpus, scored + checked, context);
+  data::Random copies(seed, 0xc0b1e5);
   const int64_t from = std::min(eval::kScoredFrom, context / 2);
   // Every (scored + checked) / checked-th window is for checking, so that both see the whole text.
   for (int64_t n = 0; n < scored + checked; ++n) {
     const bool check = (n + 1) * checked / (scored + checked) > n * checked / (scored + checked);
     if (check) {
       data.check_texts.push_back(windows[n]);
+      data.check_copies.push_back(copy_sample(windows[n], copies));
     } else {
       data.texts.push_back(text_sample(windows[n], from));
+      data.copies.push_back(copy_sample(windows[n], copies));
     }
   }
   data::Random random(seed, 0x5ea7c4);
@@ -166,21 +199,26 @@ SearchData make_search_data(const data::RecallGenerator& generator, const data::
 Search::Search(const Decoder& model, SearchData data, SearchOptions options, Progress& progress)
     : model_(model), data_(std::move(data)), options_(std::move(options)), progress_(progress) {
   if (options_.lengths.empty()) throw UsageError("a plan needs at least one length (--lengths)");
+  if (!options_.grid.bits.empty()) {
+    centres_ = measure_centres(model_, data_.texts, options_.grid.sinks, progress_);
+  }
   text_ = scored("text", data_.texts);
   needle_ = scored("needles", data_.needles);
+  copy_ = scored("copies", data_.copies);
   dense_ = measure(nullptr);
 }
 
 Scores Search::scored(const std::string& name, const std::vector<Sample>& samples) {
   std::string key = fmt::format("{}/sinks={}", name, options_.grid.sinks);
   for (int64_t window : options_.grid.windows) key += fmt::format(",{}", window);
-  const std::string scope = "plan-scores-2/" + model_.hash() + "/" + fingerprint(samples);
+  for (int bits : options_.grid.bits) key += fmt::format("/{}", bits);
+  const std::string scope = "plan-scores-3/" + model_.hash() + "/" + fingerprint(samples);
   if (options_.records) {
     if (const auto kept = options_.records->get_result(scope, key)) {
       return scores_from_json(Json::parse(*kept), options_.records->path());
     }
   }
-  auto scores = score_heads(model_, samples, options_.grid, nullptr, progress_);
+  auto scores = score_heads(model_, samples, options_.grid, nullptr, centres_, progress_);
   if (options_.records) options_.records->put_result(scope, key, to_json(scores).dump());
   return scores;
 }
@@ -194,6 +232,11 @@ Measured Search::measure(const Programs* programs) {
   measured.nll = eval::measure_text(model_, data_.check_texts, setting,
                                     std::min(eval::kScoredFrom, length / 2), progress_)
                      .nll();
+  for (const Sample& copy : data_.check_copies) {
+    measured.copy_nll +=
+        eval::measure_text(model_, {copy.tokens}, setting, copy.rows.front() + 1, progress_).nll() /
+        static_cast<double>(data_.check_copies.size());
+  }
   const auto needles = eval::measure_needles(model_, data_.check_needles, setting, progress_);
   measured.recall = eval::recall_of(needles);
   measured.answer_nll = eval::answer_nll_of(needles);
@@ -201,25 +244,73 @@ Measured Search::measure(const Programs* programs) {
   return measured;
 }
 
-Programs Search::allocated(const std::vector<double>& losses, double budget,
+void Losses::add(const Losses& other, double weight) {
+  const auto sum = [&](std::vector<double>& to, const std::vector<double>& from) {
+    to.resize(from.size());
+    for (size_t i = 0; i < from.size(); ++i) to[i] += weight * from[i];
+  };
+  sum(windows, other.windows);
+  sum(keys, other.keys);
+  sum(values, other.values);
+}
+
+Losses Search::losses_of(const Scores& scores) const {
+  return {a_row(scores.quadratic, scores.rows), a_row(scores.keys, scores.rows),
+          a_row(scores.values, scores.rows)};
+}
+
+std::vector<std::pair<HeadProgram, Option>> Search::options_of(int64_t layer, int64_t head,
+                                                               bool keep_full,
+                                                               const Losses& losses) const {
+  const Grid& grid = options_.grid;
+  const auto bits = static_cast<int64_t>(grid.bits.size());
+  std::vector<std::pair<HeadProgram, Option>> all;
+  for (int64_t p = keep_full ? grid.options() - 1 : 0; p < grid.options(); ++p) {
+    for (int64_t k = -1; k < bits; ++k) {
+      for (int64_t v = -1; v < bits; ++v) {
+        HeadProgram program = grid.program(p);
+        Option option;
+        option.loss = losses.windows[text_.index(layer, head, p)];
+        if (k >= 0) {
+          program.k_bits = static_cast<int8_t>(grid.bits[k]);
+          option.loss += losses.keys[text_.bits_index(layer, head, k)];
+        }
+        if (v >= 0) {
+          program.v_bits = static_cast<int8_t>(grid.bits[v]);
+          option.loss += losses.values[text_.bits_index(layer, head, v)];
+        }
+        if (program.in_few_bits()) program.sinks = grid.sinks;
+        for (int64_t length : options_.lengths) {
+          option.bytes.push_back(bytes_of(model_, layer, program, length));
+        }
+        all.emplace_back(std::move(program), std::move(option));
+      }
+    }
+  }
+  if (bits == 0) return all;
+  std::vector<Option> options;
+  for (const auto& [program, option] : all) options.push_back(option);
+  std::vector<std::pair<HeadProgram, Option>> hull;
+  for (const int i : lower_hull(options)) hull.push_back(all[i]);
+  return hull;
+}
+
+Programs Search::allocated(const Losses& losses, double budget,
                            const std::set<int64_t>& kept_full) const {
   const auto& config = model_.config();
   std::vector<std::vector<Option>> heads;
+  std::vector<std::vector<HeadProgram>> choices;
   std::vector<std::pair<int64_t, int64_t>> where;
   for (int64_t l = 0; l < config.layers; ++l) {
     if (!model_.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
-      std::vector<Option> options;
       const bool keep = kept_full.count(l * config.kv_heads + h) > 0;
-      for (int64_t p = keep ? options_.grid.options() - 1 : 0; p < options_.grid.options(); ++p) {
-        Option option;
-        option.loss = losses[text_.index(l, h, p)];
-        for (int64_t length : options_.lengths) {
-          option.tokens.push_back(positions(model_, l, options_.grid.program(p), length));
-        }
-        options.push_back(std::move(option));
+      heads.emplace_back();
+      choices.emplace_back();
+      for (auto& [program, option] : options_of(l, h, keep, losses)) {
+        choices.back().push_back(std::move(program));
+        heads.back().push_back(std::move(option));
       }
-      heads.push_back(std::move(options));
       where.emplace_back(l, h);
     }
   }
@@ -232,9 +323,9 @@ Programs Search::allocated(const std::vector<double>& losses, double budget,
   Programs programs = full_programs(model_);
   for (size_t n = 0; n < chosen.size(); ++n) {
     const auto [l, h] = where[n];
-    if (!kept_full.count(l * config.kv_heads + h)) {
-      programs.heads[l][h] = options_.grid.program(chosen[n]);
-    }
+    HeadProgram& program = programs.heads[l][h];
+    program = choices[n][static_cast<size_t>(chosen[n])];
+    if (program.in_few_bits() && !centres_.empty()) program.centre = centres_[l][h];
   }
   return programs;
 }
@@ -297,8 +388,10 @@ Candidate& Search::run(std::string how, const Programs& programs) {
   const double lost = dense_.expected_recall > 0
                           ? 1 - candidate.measured.expected_recall / dense_.expected_recall
                           : 0;
-  candidate.objective = (text + 3 * std::max(0.0, text - 0.9 * kTextUnit)) / kTextUnit +
-                        std::max(0.0, lost) / kRecallUnit;
+  const double parts[] = {text / kTextUnit, std::max(0.0, lost) / kRecallUnit,
+                          std::max(0.0, candidate.measured.copy_nll - dense_.copy_nll) / kCopyUnit};
+  candidate.objective =
+      *std::max_element(parts, parts + 3) + 0.1 * (parts[0] + parts[1] + parts[2]);
   tried_.push_back(std::move(candidate));
   return tried_.back();
 }
@@ -314,25 +407,22 @@ Candidate Search::find(double budget, int repairs) {
     return tried_[0];
   }
   tried_.reserve(kMostCandidates + 1);  // run() returns references
-  const auto text = changes(text_, false);
-  auto needle = changes(needle_, false);
+  const Losses text = losses_of(text_);
+  Losses needle = losses_of(needle_);
   if (options_.measure_heads_alone && !options_.text_only) {
     const auto alone = heads_alone();
-    const double of_alone = total(alone), of_needle = total(needle);
+    const double of_alone = total(alone), of_needle = total(needle.windows);
     if (of_alone > 0) {
-      for (size_t i = 0; i < needle.size(); ++i) {
-        needle[i] = 0.5 * (needle[i] + alone[i] * of_needle / of_alone);
+      for (size_t i = 0; i < alone.size(); ++i) {
+        needle.windows[i] = 0.5 * (needle.windows[i] + alone[i] * of_needle / of_alone);
       }
     }
   }
   if (options_.text_only) return run("text scores", allocated(text, budget));
-  // Both scores in units of their sums around dense.
-  const double text_sum = std::max(total(text), 1e-30), needle_sum = std::max(total(needle), 1e-30);
   const auto mix = [&](double weight) {
-    std::vector<double> losses(text.size());
-    for (size_t i = 0; i < losses.size(); ++i) {
-      losses[i] = text[i] / text_sum + weight * needle[i] / needle_sum;
-    }
+    Losses losses = text;
+    losses.add(needle, kRetrieval * weight);
+    losses.add(losses_of(copy_), kRetrieval * weight);
     return losses;
   };
   const auto best = [&]() -> const Candidate& {
@@ -340,14 +430,14 @@ Candidate Search::find(double budget, int repairs) {
       return a.objective < b.objective;
     });
   };
-  // Weights on a geometric ladder: from 3 upwards while that helps, else downwards, then between
+  // Weights on a geometric ladder: upwards while that helps, else downwards, then between
   // the best and its better neighbour.
   const auto search_weight = [&](double first, int count) {
     std::map<double, double> objective;
     const auto at = [&](double weight) {
-      objective[weight] =
-          run(fmt::format("scores, needle weight {:.3g}", weight), allocated(mix(weight), budget))
-              .objective;
+      objective[weight] = run(fmt::format("scores, retrieval weight {:.3g}", weight),
+                              allocated(mix(weight), budget))
+                              .objective;
     };
     constexpr double kStep = 3;
     at(first);
@@ -370,21 +460,26 @@ Candidate Search::find(double budget, int repairs) {
         ->first;
   };
   const double weight =
-      search_weight(3, std::min(options_.candidates, static_cast<int>(kMostCandidates)));
+      search_weight(1, std::min(options_.candidates, static_cast<int>(kMostCandidates)));
   if (repairs > 0) repair(best(), mix(weight), budget, repairs);
   return best();
 }
 
-void Search::repair(Candidate start, const std::vector<double>& losses, double budget, int tries) {
+void Search::repair(Candidate start, const Losses& losses, double budget, int tries) {
+  // Around its windows: few bits have no gradients.
+  Programs windows = start.programs;
+  for (auto& layer : windows.heads) {
+    for (HeadProgram& program : layer) program.k_bits = program.v_bits = 16;
+  }
   const auto now =
-      changes(score_heads(model_, data_.needles, options_.grid, &start.programs, progress_), true);
+      changes(score_heads(model_, data_.needles, options_.grid, &windows, {}, progress_));
   const int64_t heads = model_.config().kv_heads, full = options_.grid.options() - 1;
   std::set<int64_t> kept;                          // heads that stay full
   std::vector<std::pair<double, int64_t>> missed;  // gain by the full cache, head
   for (int64_t l = 0; l < model_.config().layers; ++l) {
     if (!model_.blocks()[l].mixer->heads()) continue;
     for (int64_t h = 0; h < heads; ++h) {
-      if (start.programs.heads[l][h].full()) {
+      if (start.programs.heads[l][h].full()) {  // in any number of bits
         kept.insert(l * heads + h);
       } else {
         missed.emplace_back(-now[text_.index(l, h, full)], l * heads + h);
@@ -426,7 +521,8 @@ Method method_from_name(const std::string& name) {
   if (name == "duo") return Method::kDuo;
   if (name == "razor") return Method::kRazor;
   if (name == "uniform") return Method::kUniform;
-  throw UsageError("unknown method \"{}\"; known are heed, text, duo, razor, uniform", name);
+  if (name == "bits") return Method::kBits;
+  throw UsageError("unknown method \"{}\"; known are heed, text, duo, razor, uniform, bits", name);
 }
 
 Programs keep_top(const Decoder& model, const std::vector<std::vector<double>>& score,
@@ -459,6 +555,25 @@ Programs keep_top(const Decoder& model, const std::vector<std::vector<double>>& 
     }
   }
   return programs;
+}
+
+Programs bits_plan(const Decoder& model, int64_t exact, const std::vector<int64_t>& lengths,
+                   double budget) {
+  Programs programs = full_programs(model);
+  for (const int bits : {8, 6, 5, 4, 3, 2}) {
+    for (auto& layer : programs.heads) {
+      for (HeadProgram& program : layer) {
+        program.k_bits = program.v_bits = static_cast<int8_t>(bits);
+        program.sinks = exact;
+      }
+    }
+    if (std::all_of(lengths.begin(), lengths.end(),
+                    [&](int64_t length) { return budget_of(model, programs, length) <= budget; })) {
+      return programs;
+    }
+  }
+  throw UsageError("a budget of {:g} is below two bits for all heads, {:g} of the dense cache",
+                   budget, budget_of(model, programs, lengths.back()));
 }
 
 Programs uniform_plan(const Decoder& model, int64_t sinks, const std::vector<int64_t>& lengths,
@@ -534,8 +649,11 @@ Programs shuffled(const Programs& plan, uint64_t seed) {
   random.shuffle(all);
   Programs result = plan;
   size_t next = 0;
-  for (auto& layer : result.heads) {
-    for (auto& program : layer) program = all[next++];
+  for (size_t l = 0; l < result.heads.size(); ++l) {
+    for (size_t h = 0; h < result.heads[l].size(); ++h) {
+      result.heads[l][h] = all[next++];
+      result.heads[l][h].centre = plan.heads[l][h].centre;  // the head's own
+    }
   }
   return result;
 }

@@ -9,29 +9,33 @@
 //    dense model do not show what they do for one another). Give the first of them the full cache,
 //    let the integer program pay for it, keep what measures better, go on to the next.
 //
-// The objective of a joint candidate, in which 1 is what a plan may cost at most:
-//   T / 0.015 + A / 0.03 + 3 max(0, T - 0.0135) / 0.015,
-// T = ln(perplexity ratio), not below 0, and A = the share of expected recall that is lost.
+// The objective of a joint candidate is the worst of
+//   T / 0.005,  A / 0.03,  C / 0.03
+// and a tenth of their sum: T = ln(perplexity ratio), A = the share of expected recall that is
+// lost, C = nats a token of copied passages, each not below 0.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cache/plan/plan_file.h"
 #include "data/records.h"
 #include "eval/measure.h"
+#include "plan/allocate.h"
 #include "plan/score.h"
 
 namespace heed::plan {
 
 // What a search may look at. Nothing of it may be used to evaluate the plan.
 struct SearchData {
-  std::vector<Sample> texts, needles;     // scored
-  std::vector<eval::Tokens> check_texts;  // joint candidates are run on these
+  std::vector<Sample> texts, needles, copies;  // scored
+  std::vector<eval::Tokens> check_texts;       // joint candidates are run on these
   std::vector<data::NeedleDocument> check_needles;
+  std::vector<Sample> check_copies;
 };
 // `scored` texts and as many needle documents, `checked` of each for joint candidates, all of
 // `context` tokens, from disjoint stretches of the corpus.
@@ -40,6 +44,7 @@ SearchData make_search_data(const data::RecallGenerator& generator, const data::
 
 struct Measured {
   double nll = 0;         // nats a token of text
+  double copy_nll = 0;    // nats a token of a copied passage
   double answer_nll = 0;  // nats an answer
   double recall = 0;
   double expected_recall = 0;  // mean probability of a whole answer
@@ -66,15 +71,21 @@ struct SearchOptions {
   data::Records* records = nullptr;  // keeps the dense scores for another budget
 };
 
+// Expected changes of a loss by windows [layer][KV head][option], and by keys and values in few
+// bits [layer][KV head][number of bits].
+struct Losses {
+  std::vector<double> windows, keys, values;
+  void add(const Losses& other, double weight);
+};
+
 class Search {
  public:
   Search(const Decoder& model, SearchData data, SearchOptions options,
          Progress& progress = no_progress());
 
-  // Programs whose positions, summed over heads, are at most `budget` (0..1] of the dense cache at
-  // every declared length. 1 gives the dense model. Throws UsageError for a budget below the grid's
-  // least.
-  // `repairs` in place of the options'.
+  // Programs whose bytes are at most `budget` (0..1] of the dense cache's in 16 bits at every
+  // declared length. 1 gives the dense model. Throws UsageError for a budget below the grid's
+  // least. `repairs` in place of the options'.
   Candidate find(double budget) { return find(budget, options_.repairs); }
   Candidate find(double budget, int repairs);
 
@@ -88,13 +99,18 @@ class Search {
   Measured measure(const Programs* programs);
   Scores scored(const std::string& name, const std::vector<Sample>& samples);
   // `kept_full`: flat indices layer * heads + head that stay full.
-  Programs allocated(const std::vector<double>& losses, double budget,
+  Programs allocated(const Losses& losses, double budget,
                      const std::set<int64_t>& kept_full = {}) const;
+  // All programs of a head, with what they cost.
+  std::vector<std::pair<HeadProgram, Option>> options_of(int64_t layer, int64_t head,
+                                                         bool keep_full,
+                                                         const Losses& losses) const;
+  Losses losses_of(const Scores& scores) const;
   // Expected recall lost when a head alone is windowed, measured, in the shape of Scores; windows
   // between the measured ones by interpolation over the logarithm of the length.
   std::vector<double> heads_alone();
   // Step 3 above, from `start`; `losses` as for allocated().
-  void repair(Candidate start, const std::vector<double>& losses, double budget, int tries);
+  void repair(Candidate start, const Losses& losses, double budget, int tries);
   Candidate& run(std::string how, const Programs& programs);
 
   const Decoder& model_;
@@ -102,12 +118,13 @@ class Search {
   SearchOptions options_;
   Progress& progress_;
   Measured dense_;
-  Scores text_, needle_;
+  Scores text_, needle_, copy_;
+  Centres centres_;
   std::vector<Candidate> tried_;
 };
 
-// Published rules, by the same budget.
-enum class Method { kHeed, kText, kDuo, kRazor, kUniform };
+// Published rules, by the same budget. kBits: one number of bits for keys and values of all heads.
+enum class Method { kHeed, kText, kDuo, kRazor, kUniform, kBits };
 Method method_from_name(const std::string& name);  // UsageError naming the known ones
 
 // Full caches for the heads with the highest `score` [layer][KV head], sinks + window for the rest:
@@ -120,6 +137,9 @@ Programs keep_top(const Decoder& model, const std::vector<std::vector<double>>& 
 Programs razor_plan(const Decoder& model, const std::vector<std::vector<double>>& induction,
                     const std::vector<std::vector<double>>& echo, int64_t sinks,
                     const std::vector<int64_t>& lengths, double budget, double share = 0.14);
+// The most bits for all heads that the budget allows. Throws UsageError below two bits.
+Programs bits_plan(const Decoder& model, int64_t exact, const std::vector<int64_t>& lengths,
+                   double budget);
 // One window for all heads.
 Programs uniform_plan(const Decoder& model, int64_t sinks, const std::vector<int64_t>& lengths,
                       double budget);
@@ -139,8 +159,8 @@ std::vector<std::vector<double>> train_gates(const Decoder& model,
                                              const GateOptions& options,
                                              Progress& progress = no_progress());
 
-// Positions kept by `programs` over those of the dense cache, at `length`. For a model that slides
-// by itself dense means its own window.
+// Bytes kept by `programs` over those of the dense cache in 16 bits, at `length`. For a model that
+// slides by itself dense means its own window.
 double budget_of(const Decoder& model, const Programs& programs, int64_t length);
 Programs full_programs(const Decoder& model);
 

@@ -25,7 +25,7 @@ double brute_force(const std::vector<std::vector<Option>>& options,
   double best = INFINITY;
   for (const auto& option : options[h]) {
     auto left = budgets;
-    for (size_t n = 0; n < left.size(); ++n) left[n] -= option.tokens[n];
+    for (size_t n = 0; n < left.size(); ++n) left[n] -= option.bytes[n];
     best = std::min(best, option.loss + brute_force(options, left, h + 1));
   }
   return best;
@@ -46,7 +46,7 @@ TEST(Allocate, EqualsBruteForceAndKeepsEveryBudget) {
     const auto chosen = allocate(options, budgets);
     std::vector<int64_t> used(2, 0);
     for (size_t h = 0; h < options.size(); ++h) {
-      for (int n = 0; n < 2; ++n) used[n] += options[h][chosen[h]].tokens[n];
+      for (int n = 0; n < 2; ++n) used[n] += options[h][chosen[h]].bytes[n];
     }
     EXPECT_LE(used[0], budgets[0]);
     EXPECT_LE(used[1], budgets[1]);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "cache/plan/plan_formats.h"
+#include "cache/plan/plan_programs.h"
 #include "io/io_test_helper.h"
 
 namespace heed {
@@ -108,7 +109,9 @@ TEST(PlanFile, Refuses) {
   };
   refuse("[]", {"object"});
   refuse("{}", {"'version' is missing"});
-  refuse(with("\"version\":1", "\"version\":2"), {"version 2"});
+  refuse(with("\"version\":1", "\"version\":3"), {"version 3"});
+  refuse(with("\"version\":1", "\"version\":2"), {"'kv_bits'", "k_bits"});
+  refuse(with("\"kind\":\"full\"", "\"kind\":\"full\",\"k_bits\":4"), {"version 2"});
   refuse(with("\"version\":1", "\"version\":1,\"version\":1"), {"'version' stands twice"});
   refuse(with(kModel, "abc"), {"'model'", "64", "'abc'"});
   refuse(with(kModel, std::string(64, 'G')), {"'model'"});
@@ -151,6 +154,68 @@ TEST(PlanFile, Refuses) {
       EXPECT_NE(std::string(error.what()).find("not supported yet"), std::string::npos);
     }
   }
+}
+
+// Version 2: bits stand in each program, centres beside them.
+std::string second(const std::string& programs, const std::string& more = "") {
+  return "{\"version\":2,\"model\":\"" + std::string(64, 'a') + "\",\"programs\":[" + programs +
+         "],\"heads\":[[\"a\",\"b\"]]" + more + "}";
+}
+
+const char* const kFewBits =
+    R"({"id":"a","kind":"full","k_bits":4,"v_bits":3},)"
+    R"({"id":"b","kind":"window","sink":16,"window":{"alpha":512},"v_bits":5})";
+
+TEST(PlanFile, ProgramsHaveBitsAndCentres) {
+  const Plan plan = parse_plan(
+      second(kFewBits, R"(,"centres":{"k":[["3c00c000",""]],"v":[["00003800",""]]})"), "p.json");
+  EXPECT_TRUE(plan.in_few_bits());
+  EXPECT_FALSE(plan.all_full());
+  EXPECT_EQ(plan_text(parse_plan(plan_text(plan), "p.json")), plan_text(plan));
+  const Programs programs = resolve_programs(plan, 4096);
+  const HeadProgram &a = programs.heads[0][0], &b = programs.heads[0][1];
+  EXPECT_EQ(a.k_bits, 4);
+  EXPECT_EQ(a.v_bits, 3);
+  EXPECT_EQ(a.sinks, 16);
+  ASSERT_TRUE(a.centre);
+  EXPECT_EQ(a.centre->k, (std::vector<float>{1, -2}));
+  EXPECT_EQ(a.centre->v, (std::vector<float>{0, 0.5}));
+  EXPECT_EQ(b.k_bits, 16);
+  EXPECT_EQ(b.v_bits, 5);
+  EXPECT_EQ(b.window, 512);
+  EXPECT_FALSE(b.centre);
+  const int64_t exact = 16 * 128 * 2;
+  EXPECT_EQ(kv_bytes(plan, 4096, 64, 64, 2),
+            4096 * (32 + 24 + 4) + exact + 528 * (128 + 40 + 2) + exact);
+}
+
+TEST(PlanFile, RefusesWrongBitsAndCentres) {
+  const auto refuse = [](const std::string& text, const char* part) {
+    const std::string error = testing::error_of([&] { parse_plan(text, "p.json"); });
+    EXPECT_NE(error.find(part), error.npos) << "'" << part << "' is not in: " << error;
+  };
+  const auto bits = [](const std::string& text) {
+    return second(R"({"id":"a","kind":"full",)" + text + R"(},{"id":"b","kind":"full"})");
+  };
+  refuse(bits(R"("k_bits":7)"), "'k_bits' must be");
+  refuse(bits(R"("v_bits":0)"), "'v_bits' must be");
+  refuse(bits(R"("v_bits":-4)"), "found -4");
+  refuse(bits(R"("v_bits":1e99)"), "'v_bits'");
+  refuse(bits(R"("k_bits":"4")"), "'k_bits'");
+  refuse(bits(R"("k_bits":4,"exact":65)"), "'exact'");
+  refuse(second(R"({"id":"a","kind":"full"},{"id":"b","kind":"window","window":{"alpha":9},)"
+                R"("comp":{"count":1},"k_bits":4})"),
+         "'comp'");
+  const auto centres = [](const std::string& text) {
+    return second(kFewBits, ",\"centres\":" + text);
+  };
+  refuse(centres("[]"), "'centres'");
+  refuse(centres(R"({"k":[["3c0",""]]})"), "k[0][0]");
+  refuse(centres(R"({"k":[["3c0g",""]]})"), "'g'");
+  refuse(centres(R"({"k":[["7e00",""]]})"), "not finite");
+  refuse(centres(R"({"k":[["",""]],"v":[]})"), "layers");
+  refuse(centres(R"({"k":[[""]]})"), "one entry a layer");
+  refuse(centres(R"({"q":[]})"), "'q'");
 }
 
 TEST(PlanFile, FitsItsModelAlone) {

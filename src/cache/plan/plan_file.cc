@@ -91,19 +91,29 @@ bool Plan::all_full() const {
   });
 }
 
+bool Plan::in_few_bits() const {
+  return std::any_of(programs.begin(), programs.end(),
+                     [](const Program& p) { return p.in_few_bits(); });
+}
+
 int64_t kept_tokens(const Program& program, int64_t n) {
   return kind_of(program.entry, program.id).rows(program.entry, n);
 }
 
 int64_t kv_bytes(const Plan& plan, int64_t n, int64_t head_dim, int64_t value_dim,
                  int64_t element_bytes) {
-  std::vector<int64_t> kept;
-  for (const Program& program : plan.programs) kept.push_back(kept_tokens(program, n));
-  int64_t tokens = 0;
-  for (const std::vector<int>& row : plan.heads) {
-    for (const int index : row) tokens += kept[static_cast<size_t>(index)];
+  std::vector<int64_t> bytes;
+  for (const Program& p : plan.programs) {
+    bytes.push_back(p.in_few_bits() ? kind_of(p.entry, p.id)
+                                          .resolve(p.entry, n, p.id)
+                                          .bytes(n, head_dim, value_dim, element_bytes)
+                                    : kept_tokens(p, n) * (head_dim + value_dim) * element_bytes);
   }
-  return tokens * (head_dim + value_dim) * element_bytes;
+  int64_t total = 0;
+  for (const std::vector<int>& row : plan.heads) {
+    for (const int index : row) total += bytes[static_cast<size_t>(index)];
+  }
+  return total;
 }
 
 Program window_program(const std::string& id, const WindowEntry& entry) {
@@ -119,10 +129,41 @@ Plan full_plan(int64_t layers, int64_t kv_heads, const std::string& model) {
   return plan;
 }
 
-void check_plan(const Plan& plan, const std::string& file) {
-  if (plan.version != 1) {
-    throw Error("{}: plan version {} is not read, only 1", printable(file), plan.version);
+namespace {
+
+void check_version(int version, const std::string& file) {
+  if (version == 1 || version == 2) return;
+  throw Error("{}: plan version {} is not read, only 1 and 2", printable(file), version);
+}
+
+void check_bits(const Plan& plan, const std::string& file) {
+  if (plan.version == 1) {
+    for (const Program& p : plan.programs) {
+      if (!p.in_few_bits()) continue;
+      throw Error("{}: program '{}': 'k_bits' and 'v_bits' need version 2", printable(file),
+                  printable(p.id));
+    }
+    if (!plan.centres.empty()) throw Error("{}: 'centres' needs version 2", printable(file));
+    if (plan.kv_bits != 16 && plan.kv_bits != 32) {
+      throw UsageError("{}: 'kv_bits' {} is not supported yet; use 16 or 32", printable(file),
+                       plan.kv_bits);
+    }
   }
+  if (plan.centres.empty()) return;
+  bool fits = plan.centres.size() == plan.heads.size();
+  for (size_t l = 0; fits && l < plan.heads.size(); ++l) {
+    fits = plan.centres[l].size() == plan.heads[l].size();
+  }
+  if (!fits) {
+    throw Error("{}: 'centres' must have one entry a layer and KV head, as 'heads' has",
+                printable(file));
+  }
+}
+
+}  // namespace
+
+void check_plan(const Plan& plan, const std::string& file) {
+  check_version(plan.version, file);
   const auto hexadecimal = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
   if (plan.model.size() != 64 || !std::all_of(plan.model.begin(), plan.model.end(), hexadecimal)) {
     throw Error(
@@ -159,10 +200,7 @@ void check_plan(const Plan& plan, const std::string& file) {
       }
     }
   }
-  if (plan.kv_bits != 16 && plan.kv_bits != 32) {
-    throw UsageError("{}: 'kv_bits' {} is not supported yet; use 16 or 32", printable(file),
-                     plan.kv_bits);
-  }
+  check_bits(plan, file);
   if (!plan.provenance.is_object()) throw Error("{}: 'provenance' must be an object", file);
 }
 
@@ -170,12 +208,14 @@ Plan parse_plan(std::string_view text, const std::string& file) {
   const Json json = parse_json(text, file, kPlanLimits);
   Plan plan;
   plan.version = static_cast<int>(std::clamp<int64_t>(get_int(json, "version", file), -1, 1 << 30));
-  if (plan.version != 1) {
-    throw Error("{}: plan version {} is not read, only 1", printable(file), plan.version);
+  check_version(plan.version, file);
+  if (plan.version == 2 && find_field(json, "kv_bits", file) != nullptr) {
+    throw Error("{}: 'kv_bits' is not known in version 2: programs say 'k_bits' and 'v_bits'",
+                printable(file));
   }
   refuse_unknown_keys(json,
                       {"version", "model", "unit", "lengths", "programs", "heads", "prefill",
-                       "kv_bits", "provenance"},
+                       plan.version == 1 ? "kv_bits" : "centres", "provenance"},
                       file);
   plan.model = get_string(json, "model", file);
   if (const std::string unit = get_string(json, "unit", file, "kv_head"); unit != "kv_head") {
@@ -190,6 +230,10 @@ Plan parse_plan(std::string_view text, const std::string& file) {
   plan.prefill = parse_prefill(get_string(json, "prefill", file, "same"), file);
   plan.kv_bits =
       static_cast<int>(std::clamp<int64_t>(get_int(json, "kv_bits", file, 16), -1, 1 << 30));
+  if (find_field(json, "centres", file) != nullptr) {
+    plan.centres =
+        read_centres(get_object(json, "centres", file), fmt::format("{}: 'centres'", file));
+  }
   if (find_field(json, "provenance", file) != nullptr) {
     plan.provenance = get_object(json, "provenance", file);
   }
@@ -229,22 +273,25 @@ Json plan_to_json(const Plan& plan) {
     for (const int index : row) ids.push_back(plan.programs[static_cast<size_t>(index)].id);
     heads.push_back(std::move(ids));
   }
-  return {{"version", plan.version},
-          {"model", plan.model},
-          {"unit", "kv_head"},
-          {"lengths", plan.lengths},
-          {"programs", std::move(programs)},
-          {"heads", std::move(heads)},
-          {"prefill", prefill_name(plan.prefill)},
-          {"kv_bits", plan.kv_bits},
-          {"provenance", plan.provenance}};
+  Json json = {{"version", plan.version},
+               {"model", plan.model},
+               {"unit", "kv_head"},
+               {"lengths", plan.lengths},
+               {"programs", std::move(programs)},
+               {"heads", std::move(heads)},
+               {"prefill", prefill_name(plan.prefill)},
+               {"provenance", plan.provenance}};
+  if (plan.version == 1) json["kv_bits"] = plan.kv_bits;
+  if (!plan.centres.empty()) json["centres"] = to_json(plan.centres);
+  return json;
 }
 
 std::string plan_text(const Plan& plan) {
   const Json json = plan_to_json(plan);
   std::string out = "{";
   for (const char* key : {"version", "model", "unit", "lengths", "programs", "heads", "prefill",
-                          "kv_bits", "provenance"}) {
+                          "kv_bits", "provenance", "centres"}) {
+    if (!json.contains(key)) continue;
     const bool tall = std::string_view(key) == "programs" || std::string_view(key) == "heads";
     out += fmt::format("{}\n \"{}\": {}", out.size() > 1 ? "," : "", key,
                        tall ? lines(json[key]) : canonical_json(json[key]));

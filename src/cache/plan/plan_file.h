@@ -5,6 +5,9 @@
 //                 {"id": "stream", "kind": "window", "sink": 4,
 //                  "window": {"alpha": 252, "beta": 0, "min": 1, "round": 1}}],
 //    "heads": [["full", "stream"], ...], "prefill": "same", "kv_bits": 16, "provenance": {...}}
+//
+// Version 2: programs may say "k_bits" and "v_bits", "kv_bits" is gone, and "centres" holds what is
+// taken off the keys and values of each head before they are kept in few bits (bits.h).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cache/plan/bits.h"
 #include "cache/plan/window_entry.h"
 #include "io/json.h"
 
@@ -22,7 +26,8 @@ struct Program {
   std::string id;
   Json entry = {{"kind", "full"}};  // as its kind reads it: "kind" and that kind's keys, no id
 
-  bool full() const { return entry.at("kind") == "full"; }
+  bool full() const { return entry.at("kind") == "full" && !in_few_bits(); }
+  bool in_few_bits() const { return entry.contains("k_bits") || entry.contains("v_bits"); }
   bool operator==(const Program&) const = default;
 };
 
@@ -34,20 +39,22 @@ struct Plan {
   std::vector<Program> programs;
   std::vector<std::vector<int>> heads;  // [layer][KV head]: index of a program
   Prefill prefill = Prefill::kSame;
-  int kv_bits = 16;
+  int kv_bits = 16;                  // version 1 alone
+  Centres centres;                   // [layer][KV head]; empty: none
   Json provenance = Json::object();  // free: method, loss, budget, ...
 
   const Program& program(size_t layer, size_t head) const {
     return programs[static_cast<size_t>(heads[layer][head])];
   }
   bool all_full() const;
+  bool in_few_bits() const;  // some program
 };
 
 // Rows of K and of V that a head keeps at capacity N >= 1: at most N.
 int64_t kept_tokens(const Program& program, int64_t n);
 
 // Bytes of K and V of all heads at capacity N, one sequence: the sum of
-// (head_dim + value_dim) * element_bytes * kept_tokens.
+// (head_dim + value_dim) * element_bytes * kept_tokens, and of what few bits take in their place.
 int64_t kv_bytes(const Plan& plan, int64_t n, int64_t head_dim, int64_t value_dim,
                  int64_t element_bytes);
 

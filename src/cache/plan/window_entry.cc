@@ -55,7 +55,7 @@ void check(const WindowEntry& entry, const std::string& where) {
 }  // namespace
 
 WindowEntry read_window_entry(const Json& json, const std::string& where) {
-  refuse_unknown_keys(json, {"kind", "sink", "window", "comp"}, where);
+  refuse_unknown_keys(json, {"kind", "sink", "window", "comp", "k_bits", "v_bits"}, where);
   WindowEntry entry;
   entry.sink = get_int(json, "sink", where, 0);
   entry.window = read_rule(get_object(json, "window", where), where + ".window");
@@ -64,6 +64,10 @@ WindowEntry read_window_entry(const Json& json, const std::string& where) {
     entry.comp.count = get_int(*comp, "count", comp_where);
     entry.comp.weight = get_string(*comp, "weight", comp_where, entry.comp.weight);
     refuse_unknown_keys(*comp, {"count", "weight"}, comp_where);
+  }
+  entry.bits = read_bits(json, where);
+  if (entry.bits.few() && entry.comp.count > 0) {
+    throw Error("{}: 'comp' goes with 16 bits alone", printable(where));
   }
   check(entry, where);
   return entry;
@@ -90,6 +94,7 @@ Json to_json(const WindowEntry& entry) {
   if (entry.comp.count > 0) {
     json["comp"] = {{"count", entry.comp.count}, {"weight", entry.comp.weight}};
   }
+  put_bits(json, entry.bits);
   return json;
 }
 
@@ -122,11 +127,12 @@ Json RingKind::entry(const HeadProgram& program) const {
   WindowEntry entry;
   entry.sink = program.sinks;
   entry.window.alpha = static_cast<double>(program.window);
+  entry.bits = bits_of(program);
   return to_json(entry);
 }
 
 std::string RingKind::id(const HeadProgram& program) const {
-  return fmt::format("window-{}-{}", program.sinks, program.window);
+  return fmt::format("window-{}-{}{}", program.sinks, program.window, bits_id(program));
 }
 
 // Position p lies in row p, behind the sinks in row sinks + (p - sinks) mod window.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cache/plan/bits.h"
 #include "cache/plan/kinds.h"
 
 namespace heed {
@@ -39,6 +40,7 @@ struct WindowEntry {
   int64_t sink = 0;
   WindowRule window;
   Compensation comp;
+  Bits bits;
 };
 
 // Throws Error naming `where` and the key for what is no such entry.

@@ -10,7 +10,9 @@ class Window final : public RingKind {
   bool reads(const Json& entry) const override { return !has_compensation(entry); }
   HeadProgram resolve(const Json& json, int64_t tokens, const std::string& id) const override {
     const WindowEntry entry = window_entry(json);
-    return {window_length(entry.window, tokens), entry.sink};
+    HeadProgram program{window_length(entry.window, tokens), entry.sink};
+    set_bits(program, entry.bits);
+    return program;
   }
   bool is(const HeadProgram& program) const override {
     return !program.full() && program.dropped == Dropped::kGone;

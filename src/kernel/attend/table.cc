@@ -203,6 +203,7 @@ AttendJob& RaggedTable::add(int64_t begin, int64_t queries, int64_t head, int64_
 
 AttendTable& RaggedTable::finish() {
   for (size_t i = 0; i < jobs_.size(); ++i) jobs_[i].segments = segments_.data() + first_[i];
+  for (const Segment& s : segments_) table_.packed |= s.k_bits != 0 || s.v_bits != 0;
   table_.jobs = jobs_.data();
   table_.job_count = static_cast<int64_t>(jobs_.size());
   return table_;
