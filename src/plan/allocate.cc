@@ -87,9 +87,9 @@ bool solve(const Columns& c, std::vector<double>& values) {
                   c.value.data(), nullptr, c.upper.data(), c.cost.data(), c.least.data(),
                   c.most.data());
   for (int i = 0; i < count; ++i) Cbc_setInteger(model.get(), i);
-  Cbc_setParameter(model.get(), "ratioGap", "1e-4");
+  Cbc_setParameter(model.get(), "ratioGap", "1e-3");
   Cbc_setParameter(model.get(), "timeMode", "elapsed");
-  Cbc_setParameter(model.get(), "seconds", "20");
+  Cbc_setParameter(model.get(), "seconds", "5");
   struct sigaction interrupt {};  // the solver sets a handler of its own
   ::sigaction(SIGINT, nullptr, &interrupt);
   Cbc_solve(model.get());
@@ -130,7 +130,7 @@ std::vector<int> allocate(const Options& options, const std::vector<int64_t>& bu
     }
     if (fits) return chosen;
   }
-  throw Error("the integer program of {} heads found no allocation in 20 s", options.size());
+  throw Error("the integer program of {} heads found no allocation in 5 s", options.size());
 }
 
 std::vector<int> lower_hull(const std::vector<Option>& options) {

@@ -18,8 +18,8 @@ struct Option {
 };
 
 // options[h][p] -> the index p chosen for each head h. `budgets`: bytes allowed in all, at each
-// length. Exact up to a relative gap of 1e-4. Throws UsageError if even the smallest options do not
-// fit, naming the least budget that would; Error if the solver finds nothing in 20 s.
+// length. Exact up to a relative gap of 1e-3. Throws UsageError if even the smallest options do not
+// fit, naming the least budget that would; Error if the solver finds nothing in 5 s.
 std::vector<int> allocate(const std::vector<std::vector<Option>>& options,
                           const std::vector<int64_t>& budgets);
 

@@ -287,7 +287,6 @@ std::vector<std::pair<HeadProgram, Option>> Search::options_of(int64_t layer, in
       }
     }
   }
-  if (bits == 0) return all;
   std::vector<Option> options;
   for (const auto& [program, option] : all) options.push_back(option);
   std::vector<std::pair<HeadProgram, Option>> hull;

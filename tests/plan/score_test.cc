@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "op/attend.h"
@@ -122,6 +123,70 @@ TEST(Score, SurvivesJson) {
   EXPECT_EQ(again.quadratic, scores.quadratic);
   EXPECT_EQ(again.rows, scores.rows);
   EXPECT_THROW(scores_from_json(Json::parse("{\"layers\": 1}"), "here"), Error);
+}
+
+TEST(Score, FewerBitsCostMoreAndTwoCostMost) {
+  const auto model = test::tiny_model();
+  const std::vector<Sample> samples = {book_sample(97)};
+  Grid grid{4, {24}};
+  grid.bits = {8, 4, 2};
+  const Centres centres = measure_centres(model, samples, grid.sinks);
+  const auto scores = score_heads(model, samples, grid, nullptr, centres);
+  for (int64_t l = 0; l < 3; ++l) {
+    for (int64_t h = 0; h < 2; ++h) {
+      for (const auto* sums : {&scores.keys, &scores.values}) {
+        const auto at = [&](int64_t b) { return (*sums)[scores.bits_index(l, h, b)]; };
+        EXPECT_LT(at(0), 0.2 * at(1)) << l << " " << h;
+        EXPECT_LT(at(1), 0.5 * at(2)) << l << " " << h;
+      }
+    }
+  }
+  const Scores again = scores_from_json(to_json(scores), "test");
+  EXPECT_EQ(again.keys, scores.keys);
+  EXPECT_EQ(again.values, scores.values);
+}
+
+TEST(Score, CentresAreTheMeansOfKeysAndValues) {
+  const auto model = test::tiny_model();
+  const std::vector<Sample> samples = {book_sample(60), book_sample(90)};
+  const Centres centres = measure_centres(model, samples, 5);
+  at::Tensor sum;
+  int64_t rows = 0;
+  for (const Sample& sample : samples) {
+    Pass pass;
+    pass.attention = [&](int64_t l, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                         const op::AttendOptions& options) {
+      if (l == 1) {
+        const at::Tensor more = v.slice(1, 5).select(2, 1).sum(1)[0];
+        sum = sum.defined() ? sum + more : more;
+        rows += v.size(1) - 5;
+      }
+      return std::get<0>(op::attend(q, k, v, options));
+    };
+    at::NoGradGuard guard;
+    model.hidden(at::tensor(sample.tokens, at::kLong).unsqueeze(0), pass);
+  }
+  const at::Tensor mean = at::tensor(centres[1][1]->v);
+  EXPECT_TRUE(mean.allclose(sum / rows, 1e-3, 1e-4));
+}
+
+TEST(Score, CopiesEndWithPassagesOfTheText) {
+  data::Random random(3);
+  const auto corpus = test::tiny_corpus();
+  for (const int64_t size : {200, 600, 4096}) {
+    const auto ids = corpus.slice(0, 100, size);
+    const Sample sample = copy_sample({ids.begin(), ids.end()}, random);
+    EXPECT_EQ(static_cast<int64_t>(sample.tokens.size()), size);
+    ASSERT_FALSE(sample.rows.empty());
+    EXPECT_EQ(sample.rows.back(), size - 2);
+    // What is scored stands in the text before.
+    const int64_t first = sample.rows.front();
+    const std::vector<int64_t> copy(sample.tokens.begin() + first,
+                                    sample.tokens.begin() + first + 12);
+    const auto end = sample.tokens.begin() + first - 1;
+    EXPECT_NE(std::search(sample.tokens.begin(), end, copy.begin(), copy.end()), end);
+  }
+  EXPECT_THROW(copy_sample(eval::Tokens(20, 1), random), UsageError);
 }
 
 }  // namespace score_test

@@ -118,6 +118,56 @@ TEST(Search, KeptScoresGiveTheSamePlan) {
   EXPECT_EQ(first.find(0.4).programs.heads, second.find(0.4).programs.heads);
 }
 
+TEST(Search, ChoosesBitsAndWindowsByBytes) {
+  const auto model = test::tiny_model();
+  SearchData data = tiny_data();
+  data::Random random(6);
+  for (const auto& text : data.check_texts) data.copies.push_back(copy_sample(text, random));
+  data.check_copies = data.copies;
+  auto options = tiny_options();
+  options.grid.bits = {8, 4, 2};
+  options.repairs = 0, options.candidates = 2;
+  Search search(model, data, options);
+  for (const double budget : {0.4, 0.2}) {
+    const auto found = search.find(budget);
+    int few = 0;
+    for (const auto& layer : found.programs.heads) {
+      for (const HeadProgram& p : layer) few += p.in_few_bits();
+    }
+    EXPECT_GT(few, 0);
+    for (int64_t length : {int64_t{256}, kContext}) {
+      EXPECT_LE(budget_of(model, found.programs, length), budget);
+    }
+    // Written and read, the plan is the same, centres included.
+    Plan plan = to_plan(model, found.programs, {kContext}, Json::object());
+    plan.model = std::string(64, 'a');
+    EXPECT_EQ(plan.version, 2);
+    const Programs again = resolve_programs(parse_plan(plan_text(plan), "p.json"), kContext);
+    EXPECT_EQ(again.heads, found.programs.heads);
+    for (size_t l = 0; l < again.heads.size(); ++l) {
+      for (size_t h = 0; h < again.heads[l].size(); ++h) {
+        if (!again.heads[l][h].in_few_bits()) continue;
+        ASSERT_TRUE(again.heads[l][h].centre);
+        EXPECT_EQ(again.heads[l][h].centre->k, found.programs.heads[l][h].centre->k);
+        EXPECT_EQ(again.heads[l][h].centre->v, found.programs.heads[l][h].centre->v);
+      }
+    }
+  }
+  // A plan in few bits has no gradients.
+  const auto few = bits_plan(model, 4, {kContext}, 0.5);
+  EXPECT_THROW(score_heads(model, data.texts, options.grid, &few), UsageError);
+}
+
+TEST(Methods, BitsAreTheMostThatFit) {
+  const auto model = test::tiny_model();
+  for (const double budget : {0.6, 0.4, 0.25}) {
+    const Programs programs = bits_plan(model, 4, {kContext}, budget);
+    EXPECT_LE(budget_of(model, programs, kContext), budget);
+    EXPECT_EQ(programs.heads[0][0].k_bits, programs.heads[2][1].v_bits);
+  }
+  EXPECT_THROW(bits_plan(model, 4, {kContext}, 0.05), UsageError);
+}
+
 TEST(Methods, FitTheBudgetAndNameWhatTheyKeep) {
   const auto model = test::tiny_model();
   const std::vector<std::vector<double>> score{{0.1, 0.9}, {0.8, 0.2}, {0.3, 0.4}};
