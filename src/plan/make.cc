@@ -26,6 +26,18 @@ const char* name_of(Method method) {
   return "";
 }
 
+SearchOptions search_options(const MakeOptions& options, int64_t context) {
+  SearchOptions search;
+  search.grid = default_grid(context, options.sinks);
+  if (!options.windows.empty()) {
+    search.grid.windows = options.windows;
+    std::sort(search.grid.windows.begin(), search.grid.windows.end());
+  }
+  search.grid.bits = options.bits;
+  search.lengths = options.lengths;
+  return search;
+}
+
 }  // namespace
 
 Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& files,
@@ -73,14 +85,7 @@ Made make_plan(const eval::Workbench& bench, const std::vector<std::string>& fil
     } else {
       std::unique_ptr<data::Records> records;
       if (!options.records.empty()) records = std::make_unique<data::Records>(options.records);
-      SearchOptions search;
-      search.grid = default_grid(context, options.sinks);
-      if (!options.windows.empty()) {
-        search.grid.windows = options.windows;
-        std::sort(search.grid.windows.begin(), search.grid.windows.end());
-      }
-      search.grid.bits = options.bits;
-      search.lengths = options.lengths;
+      SearchOptions search = search_options(options, context);
       search.kv_dtype = options.kv_dtype;
       search.candidates = options.thorough ? std::max(options.candidates, 6) : options.candidates;
       search.repairs = options.thorough ? std::max(options.repairs, 6) : options.repairs;
