@@ -93,8 +93,8 @@ Record record_of(const Decoder& model, const ModelOptions& options, const Sequen
     const bool table = t.dim() == 2 && t.size(0) == model.config().vocab;
     if (t.dim() < 2 || (table && t.data_ptr() != model.head().data.data_ptr())) continue;
     r.flops += 2 * n * t.numel();
-    r.bytes += static_cast<int64_t>(t.nbytes());
   }
+  r.bytes += model.bytes_a_token();
   for (const DecoderState* state : of.states) r.bytes += state->bytes();
   r.more["tokens_per_second"] = static_cast<double>(n) / r.ms * 1e3;
   r.more["cpu_ms"] = median_of(of.cpu);

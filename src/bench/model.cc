@@ -60,13 +60,11 @@ struct Weights {
 Weights weights_of(const Decoder& model) {
   Weights w;
   w.head = model.config().vocab * model.config().hidden;
-  int64_t bytes_each = 4;
   for (const auto& [name, t] : model.parameters()) {
-    bytes_each = t.element_size();
     const bool table = t.size(0) == model.config().vocab && t.dim() == 2;
     if (t.dim() == 2 && !table) w.layers += t.numel();
   }
-  w.bytes = (w.layers + w.head) * bytes_each;
+  w.bytes = model.bytes_a_token();
   return w;
 }
 

@@ -102,7 +102,7 @@ void add_model(CLI::App* bench) {
   struct Options {
     CommonOptions common;
     bench::ModelOptions model;
-    std::string name, plan, kv_dtype, json;
+    std::string name, plan, kv_dtype, weights, json;
     bool force = false, random = false;
   };
   auto o = std::make_shared<Options>();
@@ -130,6 +130,7 @@ void add_model(CLI::App* bench) {
   command->add_option("--json", o->json, "File for the records; -: standard output");
   command->add_flag("--quick", o->model.quick, "One round");
   add_kv_dtype(command, o->kv_dtype);
+  add_weights(command, o->weights);
   o->common.add_compute(command);
   add_examples(command, {"heed bench model smollm2 --context 4096 --plan plan.json --json m.json",
                          "heed bench model bench/models/gla-100m.json --random --context 256 "
@@ -138,7 +139,8 @@ void add_model(CLI::App* bench) {
     if (o->plan.empty()) refuse(*command, {"--force"}, "goes with --plan");
     if (o->model.quick) refuse(*command, {"--rounds"}, "has no effect with --quick");
     o->common.apply();
-    const auto load = load_options(o->common);
+    if (o->random) refuse(*command, {"--weights"}, "has no effect with --random");
+    const auto load = load_options(o->common, o->random ? "exact" : o->weights, 0);
     o->model.kv_dtype = kv_dtype(o->kv_dtype, load);
     const auto json = open_json(o->json);
     auto progress = make_progress();

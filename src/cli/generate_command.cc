@@ -19,7 +19,7 @@ namespace heed::cli {
 namespace {
 
 struct Arguments {
-  std::string model, tokenizer, file, lines, system, plan, kv_dtype;
+  std::string model, tokenizer, file, lines, system, plan, kv_dtype, weights;
   std::vector<std::string> prompts;
   bool chat = false, force = false;
   int64_t context = 0, side_by_side = 8;
@@ -163,7 +163,7 @@ void run(const CLI::App& command, const Arguments& given, const CommonOptions& c
   stop_without_reader();
   const auto progress = make_progress();
   const std::string path = resolve_model(given.model, *progress);
-  const LoadOptions load = load_options(common, given.context);
+  const LoadOptions load = load_options(common, given.weights, given.context);
   const Decoder model = Decoder::load(path, load);
   const Tokenizer tokenizer = open_tokenizer(given.tokenizer.empty() ? path : given.tokenizer);
   GenerateOptions options = given.options;
@@ -242,6 +242,7 @@ void add_generate(CLI::App& app) {
   common->add_input(command, "--plan", given->plan, "Run the heads as a plan file says");
   command->add_flag("--force", given->force, "Take a plan for another model of equal shapes");
   add_kv_dtype(command, given->kv_dtype);
+  add_weights(command, given->weights);
   command
       ->add_option("--context", given->context, "Tokens that a sequence may have; 0: the model's")
       ->check(whole(0, kMostTokens));

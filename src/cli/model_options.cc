@@ -20,6 +20,30 @@ LoadOptions load_options(const CommonOptions& common, int64_t context) {
   return options;
 }
 
+void add_weights(CLI::App* command, std::string& text) {
+  command
+      ->add_option("--weights", text,
+                   "exact (in --dtype), blocks (as the file has them), or q8_0 or q4_0 made while "
+                   "loading (default: blocks for float32 on the CPU, else exact)")
+      ->check(CLI::IsMember({"exact", "blocks", "q8_0", "q4_0"}));
+}
+
+LoadOptions load_options(const CommonOptions& common, const std::string& weights, int64_t context) {
+  LoadOptions options = load_options(common, context);
+  const bool may = options.dtype == at::kFloat && options.device.is_cpu();
+  if (weights == "exact" || (weights.empty() && !may)) return options;
+  if (!may) {
+    throw UsageError(
+        "--weights {}: weights in blocks go with --dtype float32 and --device cpu; give --weights "
+        "exact",
+        weights);
+  }
+  options.weights = weights == "q8_0"   ? WeightForm::kQ8_0
+                    : weights == "q4_0" ? WeightForm::kQ4_0
+                                        : WeightForm::kBlocks;
+  return options;
+}
+
 void add_kv_dtype(CLI::App* command, std::string& text) {
   command
       ->add_option(

@@ -29,4 +29,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// Takes the whole pages of mapped bytes out of this process's memory: what was read of them and is
+// not needed again. They are read anew from the file when they are touched.
+void forget_pages(std::span<const std::byte> bytes);
+
 }  // namespace heed

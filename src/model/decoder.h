@@ -27,6 +27,10 @@ namespace heed {
 
 class ModelSource;
 
+// How the matrices of a model are kept: exactly, in the type of the activations; in the blocks of
+// its file (a GGUF's, or 16-bit numbers), as they are; or rounded to blocks while they are read.
+enum class WeightForm { kExact, kBlocks, kQ8_0, kQ4_0 };
+
 struct LoadOptions {
   at::ScalarType dtype = at::kFloat;  // of weights and activations: float32, bfloat16, float16
   at::Device device = at::kCPU;
@@ -34,6 +38,9 @@ struct LoadOptions {
   // choose their frequencies for it. More than the model was made for is an error where positions
   // are a table (GPT-2).
   int64_t context = 0;
+  // Other than exact: float32 activations on the CPU alone. Of layers with other mixers than
+  // softmax attention the MLPs are in blocks; with kQ4_0 embedding and head are Q8_0.
+  WeightForm weights = WeightForm::kExact;
 };
 
 class Decoder {
@@ -83,9 +90,12 @@ class Decoder {
   at::Tensor step(std::span<const int64_t> ids, std::span<DecoderState* const> states) const;
 
   // All weights by name, in file order; tied ones once. The handles share the model's storage:
-  // changing them in place changes the model.
+  // changing them in place changes the model. Of what is kept in blocks only the sizes are there.
   std::vector<std::pair<std::string, at::Tensor>> parameters() const;
   void requires_grad(bool on);
+  // Bytes of all weights in memory, and of those that the products of a token read.
+  int64_t weight_bytes() const;
+  int64_t bytes_a_token() const;
   // Moves all weights; call it before any requires_grad().
   void move_to(const at::Device& device);
 
@@ -111,6 +121,9 @@ class Decoder {
   Decoder(ModelConfig config, const LoadOptions& options);
   // All parameters, in the order of shapes().
   void visit(const VisitParameter& visit);
+  // The matrices that may be in blocks.
+  void visit_matrices(const std::function<void(const std::string&, Weight&)>& visit);
+  void put_in_blocks(const ModelSource& source);
 
   ModelConfig config_;
   LoadOptions options_;

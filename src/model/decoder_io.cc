@@ -3,11 +3,13 @@
 
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "io/error.h"
 #include "model/decoder.h"
 #include "model/hub.h"
 #include "model/source.h"
+#include "nn/block_weight.h"
 #include "nn/init.h"
 
 namespace heed {
@@ -88,12 +90,73 @@ Decoder Decoder::load(const std::string& model, const LoadOptions& options) {
   check(source);
   LoadOptions cpu = options;
   cpu.device = at::kCPU;
+  if (options.weights != WeightForm::kExact &&
+      (options.dtype != at::kFloat || !options.device.is_cpu())) {
+    throw UsageError("weights in blocks go with float32 activations on the CPU; load them exactly");
+  }
   Decoder out(source.config(), cpu);
-  out.visit([&](const std::string& name, at::Tensor& tensor) { source.read(name, tensor); });
+  if (options.weights != WeightForm::kExact) out.put_in_blocks(source);
+  std::set<const void*> in_blocks;
+  out.visit_matrices([&](const std::string&, Weight& w) {
+    if (w.blocks) in_blocks.insert(&w.data);
+  });
+  out.visit([&](const std::string& name, at::Tensor& tensor) {
+    if (!in_blocks.contains(&tensor)) source.read(name, tensor);
+  });
   out.path_ = source.path();
   out.hash_ = source.hash();
   if (!options.device.is_cpu()) out.move_to(options.device);
   return out;
+}
+
+void Decoder::visit_matrices(const std::function<void(const std::string&, Weight&)>& visit) {
+  visit("model.embed_tokens.weight", embedding_.table());
+  trunk_.visit_matrices(visit);
+  if (head_.own().defined()) visit("lm_head.weight", head_.own());
+}
+
+void Decoder::put_in_blocks(const ModelSource& source) {
+  const Weight* head = &head_.weight(embedding_);
+  visit_matrices([&](const std::string& name, Weight& w) {
+    const auto stored = source.matrix(name);
+    if (!stored) return;
+    const bool table = &w == head || &w == &embedding_.table();
+    if (options_.weights == WeightForm::kBlocks) {
+      w.blocks = keep_blocks(*stored);
+    } else {
+      const bool eight = options_.weights == WeightForm::kQ8_0 || table;
+      w.blocks = make_blocks(*stored, eight ? DType::Q8_0 : DType::Q4_0);
+    }
+    if (w.blocks) w.data = block_placeholder(w.out(), w.in());
+  });
+  trunk_.moved();
+}
+
+namespace {
+
+int64_t bytes_of(const Weight& w) {
+  return w.blocks ? w.blocks->bytes : static_cast<int64_t>(w.data.nbytes());
+}
+
+}  // namespace
+
+int64_t Decoder::weight_bytes() const {
+  auto* self = const_cast<Decoder*>(this);  // visitors hand out slots; here they are only read
+  std::set<const void*> matrices;
+  int64_t bytes = 0;
+  self->visit_matrices([&](const std::string&, Weight& w) {
+    matrices.insert(&w.data);
+    bytes += bytes_of(w);
+  });
+  self->visit([&](const std::string&, at::Tensor& t) {
+    if (!matrices.contains(&t)) bytes += static_cast<int64_t>(t.nbytes());
+  });
+  return bytes;
+}
+
+int64_t Decoder::bytes_a_token() const {
+  const bool tied = &head() == &embedding();
+  return weight_bytes() - (tied ? 0 : bytes_of(embedding()));
 }
 
 Decoder Decoder::random(const ModelConfig& config, uint64_t seed, const LoadOptions& options) {

@@ -28,7 +28,7 @@ void Embedding::check(const at::Tensor& ids) const {
 
 at::Tensor Embedding::forward(const at::Tensor& ids, const mixer::Layout& layout) const {
   const at::Device device = table_.data.device();
-  const at::Tensor x = at::embedding(table_.data, ids.to(device));
+  const at::Tensor x = rows_of(table_, ids);
   if (!positions_.defined()) return x;
   const at::Tensor rows = at::tensor(layout.positions, at::kLong).to(device);
   return x + at::embedding(positions_, rows).view(x.sizes());

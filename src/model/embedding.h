@@ -28,6 +28,7 @@ class Embedding {
   at::Tensor forward(const at::Tensor& ids, const mixer::Layout& layout) const;
 
   const Weight& table() const { return table_; }
+  Weight& table() { return table_; }
   void visit(const VisitParameter& visit);
 
  private:

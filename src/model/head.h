@@ -16,6 +16,8 @@ class Head {
   const Weight& weight(const Embedding& embedding) const {
     return own_.data.defined() ? own_ : embedding.table();
   }
+  // Its own matrix; undefined in a tied model.
+  Weight& own() { return own_; }
   // [..., C] -> [..., vocab].
   at::Tensor forward(const at::Tensor& x, const Embedding& embedding) const {
     return linear(x, weight(embedding));

@@ -145,6 +145,9 @@ void save_companions(const ModelConfig& config, const std::string& from,
 void Decoder::save(const std::string& folder, const SaveOptions& options) const {
   const at::NoGradGuard no_grad;
   file_dtype(options.dtype);  // before anything is written
+  if (options_.weights != WeightForm::kExact) {
+    throw UsageError("a model in blocks cannot be written as a folder; load its weights exactly");
+  }
   make_folders(folder);
   save_weights(stored_tensors(parameters(), config_), folder, options);
   write_text_atomic(folder + "/config.json",

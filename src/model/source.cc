@@ -22,7 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string gguf_name(const std::string& name, bool fused) {
+std::string name_in_gguf(const std::string& name, bool fused) {
   static const std::map<std::string, std::string> modules = {
       {"model.embed_tokens", "token_embd"}, {"model.embed_positions", "position_embd"},
       {"model.norm", "output_norm"},        {"lm_head", "output"},
@@ -53,6 +53,8 @@ void read_rows(const TensorInfo& tensor, float* out) {
 }
 
 }  // namespace
+
+std::string ModelSource::gguf_name(const std::string& name) { return name_in_gguf(name, false); }
 
 ModelSource ModelSource::open(const std::string& path) {
   const ModelPlace place = find_model(path);
@@ -132,9 +134,9 @@ std::optional<ModelSource::Place> ModelSource::find(const std::string& name) con
   const int part = parts.qkv();
   Place place;
   if (format_ == "gguf") {
-    place.tensor = file_->find(gguf_name(name, false));
+    place.tensor = file_->find(name_in_gguf(name, false));
     if (!place.tensor && part >= 0) {
-      place.tensor = file_->find(gguf_name(name, true));
+      place.tensor = file_->find(name_in_gguf(name, true));
       place.part = part;
       place.parts = 3;
     }
@@ -205,6 +207,23 @@ void ModelSource::read(const std::string& name, const at::Tensor& out) const {
                  .reshape(out.sizes());
   }
   out.copy_(values);
+}
+
+std::optional<StoredMatrix> ModelSource::matrix(const std::string& name) const {
+  const auto place = find(name);
+  if (!place || place->transposed || place->tensor->shape.size() != 2) return std::nullopt;
+  StoredMatrix out;
+  out.tensor = place->tensor;
+  out.out = place->tensor->rows() / place->parts;
+  out.first = out.out * place->part;
+  out.file = file_;
+  if (place->interleaved_heads == 0) return out;
+  const int64_t turned = config_.rotary_dims(), size = config_.head_dim;
+  for (int64_t r = 0; r < out.out; ++r) {  // as read() moves them
+    const int64_t i = r % size, half = turned / 2;
+    out.order.push_back(i < turned ? r - i + i % half * 2 + i / half : r);
+  }
+  return out;
 }
 
 std::string ModelSource::hash() const {

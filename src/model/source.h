@@ -22,6 +22,7 @@
 #include "io/gguf.h"
 #include "io/model_config.h"
 #include "io/tensor_file.h"
+#include "nn/block_weight.h"
 
 namespace heed {
 
@@ -50,7 +51,12 @@ class ModelSource {
   // De-quantises into `out`, a CPU tensor of the shape that the model needs, of any floating type.
   // Checks first.
   void read(const std::string& name, const at::Tensor& out) const;
+  // The rows that read() would give, where they lie in the file; nothing where columns do (a matrix
+  // stored as [in, out]). Call check() first.
+  std::optional<StoredMatrix> matrix(const std::string& name) const;
 
+  // What GGUF calls a tensor of Llama's name; "" where it has none.
+  static std::string gguf_name(const std::string& name);
   // What plans know the model by: SHA-256 (hex) of canonical_shapes() and the first 64 KiB of every
   // layer's stored key projection.
   std::string hash() const;

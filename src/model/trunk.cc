@@ -109,6 +109,7 @@ Trunk::Trunk(const ModelConfig& c, const at::TensorOptions& tensors, int64_t con
     if (!b.channel) b.channel = std::make_unique<mixer::MlpLayer>(mlp);
     for (auto& [name, tensor] : b.channel->parameters()) tensor = tensor.to(tensors);
     blocks_.push_back(std::move(b));
+    softmax_.push_back(id == "softmax");
   }
 }
 
@@ -132,6 +133,25 @@ void Trunk::visit(const VisitParameter& visit) {
   }
   visit("model.norm.weight", final_norm_.weight);
   optional("model.norm.bias", final_norm_.bias);
+}
+
+void Trunk::visit_matrices(const std::function<void(const std::string&, Weight&)>& visit) {
+  const auto matrices = [&](const Params& params, const auto& named) {
+    for (const Parameter& p : params) {
+      for (Weight* w : params.matrices()) {
+        if (&w->data == &p.value) visit(named(p.name), *w);
+      }
+    }
+  };
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const auto l = static_cast<int64_t>(i);
+    if (softmax_[i]) {
+      matrices(blocks_[i].mixer->parameters(), [&](const auto& n) { return mixer_name(l, n); });
+    }
+    if (dynamic_cast<mixer::MlpLayer*>(blocks_[i].channel.get())) {
+      matrices(blocks_[i].channel->parameters(), [&](const auto& n) { return channel_name(l, n); });
+    }
+  }
 }
 
 void Trunk::moved() {

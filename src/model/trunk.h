@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -75,7 +76,10 @@ class Trunk {
   const std::vector<Block>& blocks() const { return blocks_; }
   // Parameters under Llama's names (source.h).
   void visit(const VisitParameter& visit);
-  // After all parameters were put on another device.
+  // Those of them that products alone use, through weight.h, in layers that take blocks
+  // (nn/block_weight.h): softmax attention's and the MLPs'.
+  void visit_matrices(const std::function<void(const std::string&, Weight&)>& visit);
+  // After all parameters were put on another device, or in blocks.
   void moved();
 
  private:
@@ -83,6 +87,7 @@ class Trunk {
   int64_t layers() const { return static_cast<int64_t>(blocks_.size()); }
 
   std::vector<Block> blocks_;
+  std::vector<bool> softmax_;  // whose mixer is softmax attention
   Norm final_norm_;
   int64_t kv_heads_ = 0;
 };

@@ -6,6 +6,7 @@
 
 #include "io/error.h"
 #include "kernel/linear/linear.h"
+#include "nn/block_weight.h"
 #include "nn/few_rows.h"
 #include "op/parallel.h"
 
@@ -38,7 +39,7 @@ at::Tensor onednn_binary(const at::Tensor& x, const Weight& w, const at::Tensor&
 
 // Whether oneDNN may take the product: no gradient, on the CPU, a type it has kernels for.
 bool onednn(const at::Tensor& x, const Weight& w) {
-  if (!x.is_cpu() || x.numel() == 0) return false;
+  if (!x.is_cpu() || x.numel() == 0 || w.blocks) return false;
   if (at::GradMode::is_enabled() && (x.requires_grad() || w.data.requires_grad())) return false;
   return x.scalar_type() == w.data.scalar_type() &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
@@ -71,6 +72,7 @@ at::Tensor linear_few_rows(const at::Tensor& x_in, const Weight& w, const at::Te
 thread_local bool FewRowsScope::active = false;
 
 at::Tensor linear(const at::Tensor& x, const Weight& weight, const at::Tensor& bias) {
+  if (weight.blocks) return linear_blocks(x, {weight.blocks.get()}, {bias}, false, {});
   if (few_rows(x, weight, bias)) return linear_few_rows(x, weight, bias);
   if (onednn(x, weight)) return onednn_unary(x, weight, bias, "none", std::nullopt);
   return at::linear(x, weight.data, bias.defined() ? std::optional(bias) : std::nullopt);
@@ -99,7 +101,34 @@ at::Tensor linear_plus(const at::Tensor& x, const Weight& weight, const at::Tens
   if (onednn(x, weight) && !few_rows(x, weight, bias)) {
     return onednn_binary(x, weight, bias, other, "add");
   }
+  if (weight.blocks) return linear_blocks(x, {weight.blocks.get()}, {bias}, false, other);
   return linear(x, weight, bias) + other;
+}
+
+at::Tensor linear_joint(const at::Tensor& x, const std::vector<const Weight*>& weights,
+                        const std::vector<at::Tensor>& biases) {
+  std::vector<const BlockWeight*> blocks;
+  for (const Weight* w : weights) {
+    if (w->blocks) blocks.push_back(w->blocks.get());
+  }
+  if (blocks.size() == weights.size()) return linear_blocks(x, blocks, biases, false, {});
+  std::vector<at::Tensor> parts;
+  for (size_t i = 0; i < weights.size(); ++i) parts.push_back(linear(x, *weights[i], biases[i]));
+  return at::cat(parts, -1);
+}
+
+at::Tensor linear_gated(const at::Tensor& x, const Weight& gate, const at::Tensor& gate_bias,
+                        const Weight& weight, const at::Tensor& bias,
+                        const std::string& activation) {
+  if (gate.blocks && weight.blocks && activation == "silu") {
+    return linear_blocks(x, {gate.blocks.get(), weight.blocks.get()}, {gate_bias, bias}, true, {});
+  }
+  return linear_times(x, weight, bias, linear_activation(x, gate, gate_bias, activation));
+}
+
+at::Tensor rows_of(const Weight& weight, const at::Tensor& ids) {
+  if (weight.blocks) return block_rows(*weight.blocks, ids);
+  return at::embedding(weight.data, ids.to(weight.data.device()));
 }
 
 at::Tensor activate(const at::Tensor& x, const std::string& activation) {

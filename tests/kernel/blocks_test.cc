@@ -94,6 +94,7 @@ struct Problem {
   const Owned *w, *gate;
   const std::vector<float>*x, *bias, *add;
   int64_t rows;
+  bool fine = true;
 
   std::vector<float> run(const heed_parallel* parallel, bool reference = false) const {
     const BlockMatrix& m = w->matrix;
@@ -106,7 +107,7 @@ struct Problem {
     product.add = add ? add->data() : nullptr;
     product.add_stride = product.y_stride = m.out;
     product.y = y.data();
-    const BlockCall call{x->data(), rows, m.in, &product, 1};
+    const BlockCall call{x->data(), rows, m.in, &product, 1, fine};
     std::vector<std::byte> memory(static_cast<size_t>(linear_blocks_scratch(call, parallel) + 64));
     auto* scratch =
         reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
@@ -160,21 +161,29 @@ TEST(LinearBlocks, EveryInstructionSetEqualsTheSum) {
                      add = normal_numbers(70 * out, 4);
           for (const int64_t rows : {1, 2, 5, 8, 70}) {
             for (const bool more : {false, true}) {
-              const Problem p{
-                  &w,  more ? &gate : nullptr, &x, more ? &bias : nullptr, more ? &add : nullptr,
-                  rows};
+              const bool fine = rows != 5;
+              const Problem p{&w,
+                              more ? &gate : nullptr,
+                              &x,
+                              more ? &bias : nullptr,
+                              more ? &add : nullptr,
+                              rows,
+                              fine};
               const auto y = p.run(rows % 5 == 0 ? pool.parallel() : nullptr);
-              // Rounded activations: a step of max / 127 in each of 32, whose error is a uniform
+              // Rounded to 8 bits: a step of max / 127 in each of 32, whose error is a uniform
               // sqrt(1/12) of it, against values of a third of the maximum: 0.006, and as much
-              // again from the gate. Single sums may be small beside their terms; those of few
-              // rows are held against the reference alone.
-              const double bound = !is_packed(type) ? 1e-5 : out * rows < 64 ? 1 : 0.015;
+              // again from the gate; to 16 bits 255 times less, beside sums in float32. Single sums
+              // may be small beside their terms; those of few rows are held against the reference
+              // alone.
+              const double bound = out * rows < 64 && is_packed(type) ? 1
+                                   : is_packed(type) && !fine         ? 0.015
+                                                                      : 1e-4;
               ASSERT_LE(p.error_of(y), bound)
                   << hwy::TargetName(target) << " type " << static_cast<int>(type) << ", " << rows
                   << " rows, " << out << " x " << in << (more ? ", gated" : "");
               const auto plain = p.run(nullptr, true);
-              for (size_t i = 0; i < y.size(); ++i) {
-                ASSERT_NEAR(y[i], plain[i], 2e-4 * (1 + std::abs(plain[i]))) << i;
+              for (size_t i = 0; i < y.size(); ++i) {  // float32 sums of terms that cancel
+                ASSERT_NEAR(y[i], plain[i], 2e-3 * (1 + std::abs(plain[i]))) << i;
               }
             }
           }

@@ -203,6 +203,20 @@ GgufRule gguf_rule(const std::string& pre, const std::string& file) {
   return rule;
 }
 
+std::optional<std::string> gguf_rule_name(const std::vector<std::string>& patterns,
+                                          bool ignore_merges) {
+  for (const Row& row : kRows) {
+    std::vector<std::string> own;
+    for (const char* pattern : row.patterns) {
+      if (pattern == nullptr) break;
+      own.emplace_back(pattern == kDigit ? "digits" : pattern == kGpt2 ? "gpt2" : pattern);
+    }
+    if (own != patterns || row.ignore_merges != ignore_merges) continue;
+    return std::string(row.names.substr(0, row.names.find(' ')));
+  }
+  return std::nullopt;
+}
+
 bool gguf_rule_adds_bos(const std::string& pre) {
   const Row* row = find_row(pre);
   return row && row->add_bos;

@@ -5,7 +5,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "io/tokenizer/parts.h"
 #include "io/tokenizer/tokenizer.h"
@@ -21,6 +23,11 @@ struct GgufRule {
 // The rule that tokenizer.ggml.pre names; "" is "default". Throws Error naming `file`, the name and
 // those that are known.
 GgufRule gguf_rule(const std::string& pre, const std::string& file);
+
+// The first name of the rule whose patterns these are ("digits": digits one by one, "gpt2": the
+// rule of byte-level BPE itself); nothing where there is none.
+std::optional<std::string> gguf_rule_name(const std::vector<std::string>& patterns,
+                                          bool ignore_merges);
 
 // Does the rule put the begin token in front where the file does not say? False for names that
 // are not known.

@@ -69,6 +69,11 @@ using VB = hn::Vec<DB>;
 // ----------------------------------------------------------------------------------------------
 // activations
 
+HWY_INLINE VI times_radix(VI x) {
+  static_assert(kRadix == 256 - 2);
+  return hn::Sub(hn::ShiftLeft<8>(x), hn::ShiftLeft<1>(x));
+}
+
 // As round_row_reference().
 void round_row(const float* x, int64_t in, int64_t m, const RoundedRows& to) {
   const DF d;
@@ -77,7 +82,7 @@ void round_row(const float* x, int64_t in, int64_t m, const RoundedRows& to) {
   const VI magnitude = hn::Set(di, 0x7FFFFFFF);
   for (int64_t b = 0; b < in / kBlock; ++b) {
     const float* from = x + b * kBlock;
-    int8_t* q = to.q + m * in + b * kBlock;
+    const int64_t first = m * in + b * kBlock;
     VI bits = hn::Zero(di);  // of the largest: those of infinity and NaN are above all others
     for (int64_t k = 0; k < kBlock; k += kLanes) {
       bits = hn::Max(bits, hn::And(hn::BitCast(di, hn::LoadU(d, from + k)), magnitude));
@@ -88,18 +93,25 @@ void round_row(const float* x, int64_t in, int64_t m, const RoundedRows& to) {
     const int64_t place = m * (in / kBlock) + b;
     int32_t count = 0;
     if (finite && most > 1e-30f) {
-      const VF inverse = hn::Set(d, 127.0f / most);
+      const VF inverse = hn::Set(d, to.most() / most), part = hn::Set(d, 1.0f / kRadix);
       VI sum = hn::Zero(di);
       for (int64_t k = 0; k < kBlock; k += kLanes) {
-        const VI rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, from + k), inverse));
-        sum = hn::Add(sum, rounded);
-        hn::StoreU(hn::DemoteTo(dq, rounded), dq, q + k);
+        const VI number = hn::NearestInt(hn::Mul(hn::LoadU(d, from + k), inverse));
+        sum = hn::Add(sum, number);
+        if (to.fine) {
+          const VI high = hn::NearestInt(hn::Mul(hn::ConvertTo(d, number), part));
+          hn::StoreU(hn::DemoteTo(dq, high), dq, to.q + first + k);
+          hn::StoreU(hn::DemoteTo(dq, hn::Sub(number, times_radix(high))), dq, to.low + first + k);
+        } else {
+          hn::StoreU(hn::DemoteTo(dq, number), dq, to.q + first + k);
+        }
       }
       count = hn::GetLane(hn::SumOfLanes(di, sum));
     } else {
-      std::memset(q, 0, kBlock);
+      std::memset(to.q + first, 0, kBlock);
+      if (to.fine) std::memset(to.low + first, 0, kBlock);
     }
-    const float scale = finite ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    const float scale = finite ? most / to.most() : std::numeric_limits<float>::quiet_NaN();
     to.scales[place] = scale;
     to.sums[place] = scale * static_cast<float>(count);
     to.counts[place] = count;
@@ -178,8 +190,24 @@ HWY_INLINE VF load_halves(const std::byte* from) {
   return hn::PromoteTo(DF(), hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(from)));
 }
 
+// start + w q over a block.
+template <bool kSigned>
+HWY_INLINE VI block_dot(VI dot, const VB (&w)[8], const int8_t* q) {
+  const hn::RebindToSigned<DF> di;
+  for (int j = 0; j < 8; ++j) {
+    int32_t four;
+    std::memcpy(&four, q + 4 * j, sizeof four);
+    if constexpr (kSigned) {
+      dot = signed_dot4(dot, w[j], hn::Set(di, four));
+    } else {
+      dot = dot4(dot, w[j], hn::Set(di, four));
+    }
+  }
+  return dot;
+}
+
 // The sums of M rows of x with a part of a group.
-template <BlockType kType, int M>
+template <BlockType kType, bool kFine, int M>
 HWY_INLINE void packed_tile(const std::byte* at, int64_t part, const RoundedRows& x, int64_t in,
                             int64_t m, VF (&sums)[M]) {
   constexpr PackedFormat kFormat = packed_format(kType);
@@ -192,22 +220,14 @@ HWY_INLINE void packed_tile(const std::byte* at, int64_t part, const RoundedRows
     VB w[8];
     load_numbers<kType>(at, part, w);
     const VF scale = load_halves(at + part * 2 * kLanes);
-    const int8_t* q = x.q + m * in + b * kBlock;
-    for (int i = 0; i < M; ++i, q += in) {
-      const int64_t place = (m + i) * blocks + b;
+    for (int i = 0; i < M; ++i) {
+      const int64_t place = (m + i) * blocks + b, first = place * kBlock;
       VI dot = hn::Zero(di);
+      if constexpr (kFine) dot = times_radix(block_dot<kSigned>(dot, w, x.q + first));
       if constexpr (kFormat.offset > 0 && !kSigned) {
-        dot = hn::Set(di, -kFormat.offset * x.counts[place]);
+        dot = hn::Add(dot, hn::Set(di, -kFormat.offset * x.counts[place]));
       }
-      for (int j = 0; j < 8; ++j) {
-        int32_t four;
-        std::memcpy(&four, q + 4 * j, sizeof four);
-        if constexpr (kSigned) {
-          dot = signed_dot4(dot, w[j], hn::Set(di, four));
-        } else {
-          dot = dot4(dot, w[j], hn::Set(di, four));
-        }
-      }
+      dot = block_dot<kSigned>(dot, w, (kFine ? x.low : x.q) + first);
       sums[i] =
           hn::MulAdd(hn::ConvertTo(d, dot), hn::Mul(scale, hn::Set(d, x.scales[place])), sums[i]);
     }
@@ -221,14 +241,14 @@ HWY_INLINE void packed_tile(const std::byte* at, int64_t part, const RoundedRows
 }
 
 // Writes x[m] w[n] of the task's rows to y[(m - task.m) stride + n - task.n].
-template <BlockType kType, int M>
+template <BlockType kType, bool kFine, int M>
 void packed_rows(const BlockTask& t, const BlockMatrix& w, int64_t m, float* y, int64_t stride) {
   const int64_t group_bytes = w.in / kBlock * packed_format(kType).bytes;
   const DF d;
   for (int64_t n = t.n; n < t.n_end; n += kLanes) {
     const std::byte* group = w.data + n / kPackedRows * group_bytes;
     VF sums[M];
-    packed_tile<kType, M>(group, n % kPackedRows / kLanes, t.rounded, w.in, m, sums);
+    packed_tile<kType, kFine, M>(group, n % kPackedRows / kLanes, t.rounded, w.in, m, sums);
     float* to = y + (m - t.m) * stride + n - t.n;
     for (int i = 0; i < M; ++i, to += stride) {
       if (n + kLanes <= t.n_end) {
@@ -261,7 +281,12 @@ HWY_INLINE void by_rows(int64_t m, int64_t end, F&& f) {
 template <BlockType kType>
 void packed_products(const BlockTask& t, const BlockMatrix& w, float* y, int64_t stride) {
   by_rows(t.m, t.m_end, [&](int64_t m, auto count) HWY_ATTR {
-    packed_rows<kType, decltype(count)::value>(t, w, m, y, stride);
+    constexpr int kCount = decltype(count)::value;
+    if (t.rounded.fine) {
+      packed_rows<kType, true, kCount>(t, w, m, y, stride);
+    } else {
+      packed_rows<kType, false, kCount>(t, w, m, y, stride);
+    }
   });
 }
 
@@ -407,13 +432,12 @@ int64_t chunks_of(int64_t count, int64_t size) { return (count + size - 1) / siz
 }  // namespace
 
 int64_t linear_blocks_scratch(const BlockCall& call, const heed_parallel* parallel) {
-  return rounded_bytes(call.rows, call.in) + 64 +
-         parallel_threads(parallel) * worker_bytes(call.in);
+  return rounded_bytes(call) + 64 + parallel_threads(parallel) * worker_bytes(call.in);
 }
 
 void linear_blocks(const BlockCall& call, std::byte* scratch, const heed_parallel* parallel) {
   if (HWY_DYNAMIC_DISPATCH(wants_reference)()) return linear_blocks_reference(call, scratch);
-  const RoundedRows rounded = rounded_rows(scratch, call.rows, call.in);
+  const RoundedRows rounded = rounded_rows(scratch, call);
   if (any_packed(call)) {
     const auto round = HWY_DYNAMIC_DISPATCH(round_row);
     constexpr int64_t kRowsATask = 16;
@@ -423,7 +447,7 @@ void linear_blocks(const BlockCall& call, std::byte* scratch, const heed_paralle
       }
     });
   }
-  std::byte* workers = scratch + (rounded_bytes(call.rows, call.in) + 63) / 64 * 64;
+  std::byte* workers = scratch + (rounded_bytes(call) + 63) / 64 * 64;
   const int64_t threads = parallel_threads(parallel);
   const int64_t by_tokens = chunks_of(call.rows, kChunkTokens);
   int64_t tasks = 0;

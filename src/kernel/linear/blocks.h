@@ -65,14 +65,15 @@ struct BlockProduct {
 };
 
 // Products of the same activations x [rows, in], contiguous. Interleaved matrices meet x rounded to
-// int8 (relative error of a product about 0.006), all others x as it is. A number in x that is not
-// finite makes all products of its row so (NaN, where rounded). A row's sums depend neither on the
-// other rows nor on the threads.
+// 16 bits (`fine`; relative error of a product about 2e-5) or 8 (0.006), all others x as it is. A
+// number in x that is not finite makes all products of its row so (NaN, where rounded). A row's
+// sums depend neither on the other rows nor on the threads.
 struct BlockCall {
   const float* x = nullptr;
   int64_t rows = 0, in = 0;
   const BlockProduct* products = nullptr;
   int64_t count = 0;
+  bool fine = true;
 };
 
 // Scratch that linear_blocks() needs, in bytes; its start must be a multiple of 64.

@@ -40,15 +40,20 @@ inline int32_t packed_number(const PackedFormat& format, const std::byte* block,
   return k % 8 < 4 ? byte & 15 : byte >> 4;
 }
 
-// Activations rounded to int8: x[m, k] is about scales[m, k / 32] q[m, k].
+// Activations rounded: x[m, k] is about scales[m, k / 32] number[m, k], where number is q, or with
+// `fine` kRadix q + low.
+inline constexpr int32_t kRadix = 254;  // q and low from -127 to 127
 struct RoundedRows {
-  int8_t* q;        // [rows, in]
+  bool fine;
+  int8_t *q, *low;  // [rows, in]
   float* scales;    // [rows, in / 32]
-  float* sums;      // [rows, in / 32]: scale times the sum of a block's q
-  int32_t* counts;  // [rows, in / 32]: the sum of a block's q
+  float* sums;      // [rows, in / 32]: scale times the sum of a block's numbers
+  int32_t* counts;  // [rows, in / 32]: the sum of a block's numbers
+  // What the largest number of a block becomes; one more would round q up to 128.
+  float most() const { return fine ? 127.0f * kRadix + 126.0f : 127.0f; }
 };
-RoundedRows rounded_rows(std::byte* scratch, int64_t rows, int64_t in);
-int64_t rounded_bytes(int64_t rows, int64_t in);
+RoundedRows rounded_rows(std::byte* scratch, const BlockCall& call);
+int64_t rounded_bytes(const BlockCall& call);
 
 // Rounds row m: by plain loops.
 void round_row_reference(const float* x, int64_t in, int64_t m, const RoundedRows& to);

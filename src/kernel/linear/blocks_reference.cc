@@ -53,10 +53,11 @@ double packed_dot(const BlockMatrix& w, int64_t n, const RoundedRows& x, int64_t
   const std::byte* at = w.data + n / kPackedRows * blocks * format.bytes;
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b, at += format.bytes) {
-    const int8_t* q = x.q + m * w.in + b * kBlock;
+    const int64_t first = m * w.in + b * kBlock;
     int32_t sum = 0;
     for (int64_t k = 0; k < kBlock; ++k) {
-      sum += q[k] * (packed_number(format, at, row, k) - format.offset);
+      const int32_t number = x.fine ? kRadix * x.q[first + k] + x.low[first + k] : x.q[first + k];
+      sum += number * (packed_number(format, at, row, k) - format.offset);
     }
     const int64_t place = m * blocks + b;
     total += static_cast<double>(half_at(at + 2 * row)) * x.scales[place] * sum;
@@ -130,21 +131,25 @@ void unpack_rows(const BlockMatrix& w, int64_t begin, int64_t end, float* to) {
   }
 }
 
-int64_t rounded_bytes(int64_t rows, int64_t in) {
-  return (rows * in + 63) / 64 * 64 + 3 * rows * (in / kBlock) * 4;
+int64_t rounded_bytes(const BlockCall& call) {
+  const int64_t numbers = (call.rows * call.in + 63) / 64 * 64;
+  return (call.fine ? 2 : 1) * numbers + 3 * call.rows * (call.in / kBlock) * 4;
 }
 
-RoundedRows rounded_rows(std::byte* scratch, int64_t rows, int64_t in) {
-  const int64_t blocks = rows * (in / kBlock);
-  auto* scales = reinterpret_cast<float*>(scratch + (rows * in + 63) / 64 * 64);
-  return {reinterpret_cast<int8_t*>(scratch), scales, scales + blocks,
-          reinterpret_cast<int32_t*>(scales + 2 * blocks)};
+RoundedRows rounded_rows(std::byte* scratch, const BlockCall& call) {
+  const int64_t numbers = (call.rows * call.in + 63) / 64 * 64;
+  const int64_t blocks = call.rows * (call.in / kBlock);
+  auto* q = reinterpret_cast<int8_t*>(scratch);
+  auto* scales = reinterpret_cast<float*>(scratch + (call.fine ? 2 : 1) * numbers);
+  return {call.fine,       q,
+          q + numbers,     scales,
+          scales + blocks, reinterpret_cast<int32_t*>(scales + 2 * blocks)};
 }
 
 void round_row_reference(const float* x, int64_t in, int64_t m, const RoundedRows& to) {
   for (int64_t b = 0; b < in / kBlock; ++b) {
     const float* from = x + b * kBlock;
-    int8_t* q = to.q + m * in + b * kBlock;
+    const int64_t first = m * in + b * kBlock;
     float most = 0;
     bool finite = true;
     for (int64_t k = 0; k < kBlock; ++k) {
@@ -152,14 +157,17 @@ void round_row_reference(const float* x, int64_t in, int64_t m, const RoundedRow
       most = std::max(most, std::abs(from[k]));
     }
     // Below 1e-30 the inverse of a scale would overflow.
-    const float inverse = finite && most > 1e-30f ? 127.0f / most : 0;
+    const float inverse = finite && most > 1e-30f ? to.most() / most : 0;
     int32_t count = 0;
     for (int64_t k = 0; k < kBlock; ++k) {
-      q[k] = inverse == 0 ? int8_t{0} : static_cast<int8_t>(std::nearbyint(from[k] * inverse));
-      count += q[k];
+      const float number = inverse == 0 ? 0 : std::nearbyint(from[k] * inverse);
+      const float high = to.fine ? std::nearbyint(number * (1.0f / kRadix)) : number;
+      to.q[first + k] = static_cast<int8_t>(high);
+      if (to.fine) to.low[first + k] = static_cast<int8_t>(number - kRadix * high);
+      count += static_cast<int32_t>(number);
     }
     const int64_t place = m * (in / kBlock) + b;
-    const float scale = finite ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    const float scale = finite ? most / to.most() : std::numeric_limits<float>::quiet_NaN();
     to.scales[place] = scale;
     to.sums[place] = scale * static_cast<float>(count);
     to.counts[place] = count;
@@ -171,12 +179,12 @@ void linear_blocks_reference(const BlockCall& call, std::byte* scratch) {
   bool any = false;
   for (int64_t i = 0; i < call.count; ++i) any = any || is_packed(call.products[i].w->type);
   if (any) {
-    rounded = rounded_rows(scratch, call.rows, call.in);
+    rounded = rounded_rows(scratch, call);
     for (int64_t m = 0; m < call.rows; ++m) {
       round_row_reference(call.x + m * call.in, call.in, m, rounded);
     }
   }
-  auto* row = reinterpret_cast<float*>(scratch + (any ? rounded_bytes(call.rows, call.in) : 0));
+  auto* row = reinterpret_cast<float*>(scratch + (any ? rounded_bytes(call) : 0));
   float* gate_row = row + call.in;
   for (int64_t i = 0; i < call.count; ++i) {
     const BlockProduct& p = call.products[i];

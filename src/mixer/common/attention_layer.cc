@@ -141,13 +141,14 @@ void AttentionLayer::set_window(int64_t window) {
 }
 
 bool AttentionLayer::joined() const {
+  if (q_.blocks && k_.blocks && v_.blocks) return true;
   return qkv_.defined() && q_.data.storage().is_alias_of(qkv_.data.storage()) &&
          k_.data.storage().is_alias_of(qkv_.data.storage()) &&
          v_.data.storage().is_alias_of(qkv_.data.storage());
 }
 
 void AttentionLayer::moved() {
-  if (joined()) return;
+  if (joined() && !q_.blocks) return;
   qkv_ = Weight{};
   qkv_bias_ = Tensor();
 }
@@ -245,7 +246,10 @@ Heads AttentionLayer::project(const Tensor& x, Call& call, const Layout& layout)
 // The same through one product for q, k and v and in-place loops.
 Heads AttentionLayer::project_fused(const Tensor& x, Call& call, const Layout& layout) const {
   const int64_t rows = layout.batch * layout.length, d = view_.head_dim;
-  const Tensor qkv = linear(x.reshape({rows, hidden_}), qkv_, qkv_bias_);
+  const Tensor in = x.reshape({rows, hidden_});
+  const Tensor qkv = qkv_.defined()
+                         ? linear(in, qkv_, qkv_bias_)
+                         : linear_joint(in, {&q_, &k_, &v_}, {q_bias_, k_bias_, v_bias_});
   if (rope_ || q_norm_.defined()) {
     static const RopeTables none;
     const RopeTables& tables = rope_ ? rope_->tables(layout.end, x.device()) : none;

@@ -18,7 +18,7 @@ MlpLayer::MlpLayer(const MlpConfig& c) : Layer(Params::Order::kAsMade), activati
 
 at::Tensor MlpLayer::inner(const at::Tensor& x) const {
   if (!gate_.defined()) return linear_activation(x, up_, up_bias_, activation_);
-  return linear_times(x, up_, up_bias_, linear_activation(x, gate_, gate_bias_, activation_));
+  return linear_gated(x, gate_, gate_bias_, up_, up_bias_, activation_);
 }
 
 at::Tensor MlpLayer::forward(const at::Tensor& x, Call& call) {
