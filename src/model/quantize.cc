@@ -164,7 +164,18 @@ GgufMetadata metadata_of(const ModelSource& source, const std::string& arch) {
     real("rope.scaling.yarn_beta_fast", c.rope.beta_fast);
     real("rope.scaling.yarn_beta_slow", c.rope.beta_slow);
   }
-  if (source.format() == "safetensors") write_gguf_tokenizer(source.path(), c.vocab, m);
+  const auto there = [&](const char* name) {
+    std::error_code ignored;
+    return std::filesystem::exists(source.path() + "/" + name, ignored);
+  };
+  if (there("tokenizer.json")) {
+    write_gguf_tokenizer(source.path(), c.vocab, m);
+  } else if (there("tokenizer.model")) {
+    throw Error("{}: a SentencePiece model is not written to GGUF yet; put a tokenizer.json there",
+                source.path());
+  } else {
+    m.string("tokenizer.ggml.model", "no_vocab");  // as llama.cpp calls it
+  }
   return m;
 }
 

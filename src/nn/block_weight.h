@@ -1,5 +1,5 @@
 // Weights that stay in the blocks of their file, or are put into blocks while they are read
-// (docs/decisions/0033-weights-in-blocks.md); kernel/linear/blocks.h multiplies by them.
+// (docs/decisions/0019-weights-in-blocks.md); kernel/linear/blocks.h multiplies by them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
