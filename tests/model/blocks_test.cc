@@ -127,6 +127,8 @@ TEST(WeightsInBlocks, GiveTheScoresOfTheirValues) {
 }
 
 TEST(WeightsInBlocks, StepsEqualOnePass) {
+  // Rounding of activations turns with the last places of attention's sums.
+  constexpr double kBound = 5e-5;
   const at::NoGradGuard no_grad;
   const Decoder model = load(kBuiltin, WeightForm::kQ8_0);
   const at::Tensor ids = some_ids(model.config(), 20);
@@ -137,11 +139,11 @@ TEST(WeightsInBlocks, StepsEqualOnePass) {
   const std::span<const int64_t> tokens(ids.const_data_ptr<int64_t>(), 20);
   at::Tensor last = model.logits(model.prefill(tokens.first(17), *state)).flatten();
   for (int64_t t = 17; t < 20; ++t) {
-    EXPECT_LE(error_between(last, all[t - 1]), 1e-5) << t;
+    EXPECT_LE(error_between(last, all[t - 1]), kBound) << t;
     DecoderState* states[] = {state.get()};
     last = model.scores(tokens.subspan(static_cast<size_t>(t), 1), states).flatten();
   }
-  EXPECT_LE(error_between(last, all[19]), 1e-5);
+  EXPECT_LE(error_between(last, all[19]), kBound);
 }
 
 // Mean loss over a text.

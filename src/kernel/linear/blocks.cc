@@ -11,6 +11,7 @@
 #include "kernel/parallel.h"
 #include "kernel/simd_targets.h"
 // Dot products of int8 are worth a target of their own here.
+#define HWY_WANT_AVX3_DL
 #undef HWY_DISABLED_TARGETS
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
@@ -57,6 +58,10 @@ bool any_packed(const BlockCall& call) {
 #endif
 
 HWY_BEFORE_NAMESPACE();
+// Highway 1.0.3 names another extension where it means this one.
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86 && HWY_COMPILER_GCC_ACTUAL
+#pragma GCC target("avx512vnni")
+#endif
 namespace heed::kernel::HWY_NAMESPACE {
 namespace {
 
@@ -121,35 +126,42 @@ void round_row(const float* x, int64_t in, int64_t m, const RoundedRows& to) {
 // ----------------------------------------------------------------------------------------------
 // interleaved rows
 
+// sum + w x, four bytes a lane: w from 0 to 255; with `kSigned` 128 below that, which is asked for
+// where kUnsignedDot is false and w has eight bits: there pairs of products must fit in 16 bits.
 #if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
 constexpr bool kUnsignedDot = true;
-// sum + w (0 .. 255) x, four bytes a lane.
-HWY_INLINE VI dot4(VI sum, VB w, VI x) { return VI{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)}; }
-#elif HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-constexpr bool kUnsignedDot = false;  // pairs of products may exceed 16 bits
+template <bool kSigned>
 HWY_INLINE VI dot4(VI sum, VB w, VI x) {
+  return VI{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
+}
+#elif HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+constexpr bool kUnsignedDot = false;
+template <bool kSigned>
+HWY_INLINE VI dot4(VI sum, VB w, VI x) {
+  if constexpr (kSigned) {  // |w| times x with the sign of w
+    const __m512i value = _mm512_xor_si512(w.raw, _mm512_set1_epi8(-128));
+    const __mmask64 negative = _mm512_movepi8_mask(value);
+    x.raw = _mm512_mask_sub_epi8(x.raw, negative, _mm512_setzero_si512(), x.raw);
+    w.raw = _mm512_abs_epi8(value);
+  }
   const __m512i pairs = _mm512_maddubs_epi16(w.raw, x.raw);
   return VI{_mm512_add_epi32(sum.raw, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
-// w (128 above its value) x: |w| times x with w's sign, whose pairs have room in 16 bits.
-HWY_INLINE VI signed_dot4(VI sum, VB w, VI x) {
-  const __m512i value = _mm512_xor_si512(w.raw, _mm512_set1_epi8(-128));
-  const __mmask64 negative = _mm512_movepi8_mask(value);
-  const __m512i turned = _mm512_mask_sub_epi8(x.raw, negative, _mm512_setzero_si512(), x.raw);
-  return dot4(sum, VB{_mm512_abs_epi8(value)}, VI{turned});
-}
 #elif HWY_TARGET <= HWY_AVX2 && HWY_ARCH_X86
 constexpr bool kUnsignedDot = false;
+template <bool kSigned>
 HWY_INLINE VI dot4(VI sum, VB w, VI x) {
+  if constexpr (kSigned) {
+    const __m256i value = _mm256_xor_si256(w.raw, _mm256_set1_epi8(-128));
+    x.raw = _mm256_sign_epi8(x.raw, value);
+    w.raw = _mm256_abs_epi8(value);
+  }
   const __m256i pairs = _mm256_maddubs_epi16(w.raw, x.raw);
   return VI{_mm256_add_epi32(sum.raw, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
-HWY_INLINE VI signed_dot4(VI sum, VB w, VI x) {
-  const __m256i value = _mm256_xor_si256(w.raw, _mm256_set1_epi8(-128));
-  return dot4(sum, VB{_mm256_abs_epi8(value)}, VI{_mm256_sign_epi8(x.raw, value)});
-}
 #else
 constexpr bool kUnsignedDot = true;
+template <bool kSigned>
 HWY_INLINE VI dot4(VI sum, VB w_bytes, VI x) {
   const hn::RebindToSigned<DF> di;
   const hn::RebindToUnsigned<DF> du;
@@ -197,11 +209,7 @@ HWY_INLINE VI block_dot(VI dot, const VB (&w)[8], const int8_t* q) {
   for (int j = 0; j < 8; ++j) {
     int32_t four;
     std::memcpy(&four, q + 4 * j, sizeof four);
-    if constexpr (kSigned) {
-      dot = signed_dot4(dot, w[j], hn::Set(di, four));
-    } else {
-      dot = dot4(dot, w[j], hn::Set(di, four));
-    }
+    dot = dot4<kSigned>(dot, w[j], hn::Set(di, four));
   }
   return dot;
 }
