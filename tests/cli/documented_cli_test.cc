@@ -73,6 +73,13 @@ Check output_tensor(const std::string& name) {
   };
 }
 
+Check gguf_written(const std::string& name) {
+  return [name](const Ran& r) {
+    EXPECT_EQ(r.file(name).substr(0, 4), "GGUF");
+    EXPECT_NE(r.out.find(name + ": "), std::string::npos) << r.out;
+  };
+}
+
 // A text that goes on, and the line of figures on the other stream.
 void generated(const Ran& r) {
   EXPECT_GT(r.out.size(), 2u);
@@ -243,6 +250,18 @@ std::vector<Entry> generating() {
          EXPECT_EQ(all[1].at("prompt"), "The sea");
          EXPECT_EQ(all[1].at("tokens").size(), 4u);
        },
+       kNetwork},
+      {"heed quantize MODEL --type q4_0 --out FILE.gguf",
+       {model, {"FILE.gguf", "m.gguf"}},
+       "",
+       "",
+       gguf_written("m.gguf"),
+       ""},
+      {"heed quantize smollm2 --type q4_0 --out smollm2-q4_0.gguf",
+       {smollm2},
+       "",
+       "",
+       gguf_written("smollm2-q4_0.gguf"),
        kNetwork},
       {"heed models", {}, "", "", says("builtin"), ""},
       {"heed info MODEL", {model}, "", "", says("plan hash"), ""},
