@@ -102,6 +102,21 @@ std::string dtype_name(at::ScalarType dtype) {
   return dtype == at::kFloat ? "float32" : (dtype == at::kHalf ? "float16" : "bfloat16");
 }
 
+// As --weights calls it.
+const char* weights_name(WeightForm weights) {
+  switch (weights) {
+    case WeightForm::kExact:
+      return "exact";
+    case WeightForm::kBlocks:
+      return "blocks";
+    case WeightForm::kQ8_0:
+      return "q8_0";
+    case WeightForm::kQ4_0:
+      return "q4_0";
+  }
+  return "";
+}
+
 void set_times(Record& r, const std::vector<double>& times) {
   r.ms = median_of(times);
   r.ms_min = *std::min_element(times.begin(), times.end());
@@ -231,6 +246,7 @@ class Report {
 
   // What all have: bytes of the cache, and the dense model beside the plan.
   void finish(Record& r, const Way& way) {
+    r.more["weights"] = weights_name(model_.options().weights);
     r.more["kv_bytes"] = way.last.kv_bytes;
     r.more["kv_formula"] = way.last.kv_formula;
     if (way.programs) {

@@ -91,6 +91,10 @@ std::string text_table(const Json& file) {
                       "of read", "of mm", "error", "peers: ms, times as long as ours");
   for (const Json& r : file["records"]) {
     std::string peers;
+    if (r.contains("tokens_per_second")) {
+      peers = fmt::format("{:.1f} tokens/s", r["tokens_per_second"].get<double>());
+      if (r.contains("weights")) peers += ", weights " + r["weights"].get<std::string>();
+    }
     for (const Json& p : r["peers"]) {
       peers += peers.empty() ? "" : "; ";
       peers += p.contains("reason") ? fmt::format("{}: {}", p["name"].get<std::string>(),
