@@ -82,10 +82,6 @@ std::string fill_in(std::string_view pattern, std::string_view name) {
 
 std::string five_digits(Random& random) { return fmt::format("{}", random.between(10000, 99999)); }
 
-void append(std::vector<int32_t>& to, std::span<const int32_t> tokens) {
-  to.insert(to.end(), tokens.begin(), tokens.end());
-}
-
 double log_uniform(double low, double high, Random& random) {
   return low * std::pow(std::max(high, low) / low, random.uniform());
 }
@@ -97,90 +93,17 @@ double log_uniform(double low, double high, Random& random) {
 
 }  // namespace
 
-RecallGenerator::RecallGenerator(Corpus filler, const TextCodec& codec)
-    : filler_(std::move(filler)), codec_(codec) {
-  if (filler_.tokens() == 0) throw UsageError("recall text needs some text as filler");
-  int64_t total = 0;
-  for (int64_t d = 0; d < filler_.documents(); ++d) {
-    document_end_.push_back(total += filler_.length(d));
-  }
-  const auto vocabulary = static_cast<size_t>(codec_.vocab_size);
-  ends_sentence_.assign(vocabulary, 0);
-  starts_word_.assign(vocabulary, 0);
-  // Decoded behind another token: some tokenizers drop a space that comes first.
-  const auto lead = codec_.encode("a");
-  if (lead.empty()) throw UsageError("the tokenizer encodes \"a\" as nothing");
-  const std::string lead_text = codec_.decode(lead);
-  std::vector<int32_t> letters;
-  std::vector<int32_t> ids = lead;
-  ids.push_back(0);
-  for (int32_t id = 0; id < codec_.vocab_size; ++id) {
-    ids.back() = id;
-    std::string text = codec_.decode(ids);
-    if (text.size() <= lead_text.size() || text.compare(0, lead_text.size(), lead_text) != 0) {
-      continue;
-    }
-    text.erase(0, lead_text.size());
-    const char first = text.front(), last = text.back();
-    ends_sentence_[static_cast<size_t>(id)] =
-        last == '.' || last == '!' || last == '?' || last == '\n' || text.ends_with(".\"");
-    starts_word_[static_cast<size_t>(id)] = first == ' ' || first == '\n';
-    const bool lower = std::all_of(text.begin() + (first == ' '), text.end(),
-                                   [](unsigned char c) { return c >= 'a' && c <= 'z'; });
-    if (lower && first == ' ' && text.size() >= 4) words_.push_back(id);
-    if (lower && first != ' ') letters.push_back(id);
-  }
-  if (words_.size() < 256) words_.insert(words_.end(), letters.begin(), letters.end());
-  const auto digits = codec_.encode(" 10234");
-  if (words_.size() < 2 || codec_.decode(digits).find("10234") == std::string::npos) {
-    throw UsageError("the tokenizer cannot write words and digits, which recall text is made of");
-  }
-}
-
-int64_t RecallGenerator::boundary(std::span<const int32_t> tokens, int64_t wanted) const {
-  const auto size = static_cast<int64_t>(tokens.size());
-  if (wanted <= 0 || wanted >= size) return std::clamp<int64_t>(wanted, 0, size);
-  const int64_t last = std::min(size - 1, wanted + 48);
-  int64_t word = -1;
-  for (int64_t n = wanted; n <= last; ++n) {
-    const auto before = static_cast<size_t>(tokens[static_cast<size_t>(n - 1)]);
-    const auto here = static_cast<size_t>(tokens[static_cast<size_t>(n)]);
-    if (!starts_word_[here]) continue;
-    if (ends_sentence_[before]) return n;
-    if (word < 0) word = n;
-  }
-  return word < 0 ? wanted : word;
-}
-
 std::vector<int32_t> RecallGenerator::filler(int64_t count, bool plain, Random& random) const {
   if (!plain) return text(count, random);
-  const auto line = codec_.encode(kPlainFiller);
+  const auto line = codec().encode(kPlainFiller);
   std::vector<int32_t> tokens;
   while (std::ssize(tokens) < count) append(tokens, line);
   tokens.resize(static_cast<size_t>(count));
   return tokens;
 }
 
-std::vector<int32_t> RecallGenerator::text(int64_t count, Random& random) const {
-  std::vector<int32_t> tokens;
-  while (static_cast<int64_t>(tokens.size()) < count) {
-    const int64_t need = count - static_cast<int64_t>(tokens.size());
-    const auto at = static_cast<int64_t>(random.below(static_cast<uint64_t>(filler_.tokens())));
-    const int64_t document =
-        std::upper_bound(document_end_.begin(), document_end_.end(), at) - document_end_.begin();
-    const int64_t length = filler_.length(document);
-    int64_t begin = at - (document_end_[static_cast<size_t>(document)] - length);
-    begin = std::clamp<int64_t>(begin, 0, std::max<int64_t>(0, length - need - 64));
-    // Looks for a place to begin in the tokens that may be spared.
-    const int64_t spare = std::min<int64_t>(64, length - begin - 1);
-    auto piece = filler_.slice(document, begin, std::min(length - begin, need + spare));
-    int64_t skip = begin == 0 ? 0 : boundary(piece, std::min<int64_t>(1, spare));
-    skip = std::min(skip, std::max<int64_t>(0, static_cast<int64_t>(piece.size()) - need));
-    const int64_t take = std::min<int64_t>(need, static_cast<int64_t>(piece.size()) - skip);
-    append(tokens, std::span(piece).subspan(static_cast<size_t>(skip), static_cast<size_t>(take)));
-  }
-  return tokens;
-}
+RecallGenerator::RecallGenerator(Corpus filler, const TextCodec& codec)
+    : filler_(std::move(filler), codec) {}
 
 std::string RecallGenerator::statement_of(int wording) { return kTexts[wording].statement; }
 
@@ -204,19 +127,19 @@ std::vector<RecallGenerator::Spec> RecallGenerator::make_specs(int64_t count, in
                                          kNouns[which % std::ssize(kNouns)]);
     }
     spec.value = five_digits(random);
-    spec.answer = codec_.encode(" " + spec.value);
-    spec.question = codec_.encode(fill_in(kTexts[wording].question, spec.name));
+    spec.answer = codec().encode(" " + spec.value);
+    spec.question = codec().encode(fill_in(kTexts[wording].question, spec.name));
     // Words and code are tokenised apart, so that the code has the same tokens everywhere.
     const std::string statement = "\n\n" + fill_in(kTexts[wording].statement, spec.name) + "\n\n";
     std::string_view rest = statement;
     spec.code = -1;
     for (size_t at; (at = rest.find("{code}")) != std::string_view::npos;) {
-      append(spec.statement, codec_.encode(rest.substr(0, at)));
+      append(spec.statement, codec().encode(rest.substr(0, at)));
       if (spec.code < 0) spec.code = static_cast<int64_t>(spec.statement.size());
       append(spec.statement, spec.answer);
       rest.remove_prefix(at + 6);
     }
-    append(spec.statement, codec_.encode(rest));
+    append(spec.statement, codec().encode(rest));
   }
   return specs;
 }
@@ -227,19 +150,15 @@ bool RecallGenerator::place(int64_t length, std::span<const Spec> specs,
   int64_t room = length;
   for (const Spec& spec : specs) room -= static_cast<int64_t>(spec.statement.size());
   if (room < 0) return false;
-  const auto between = filler(room, plain_filler, random);
+  std::vector<std::vector<int32_t>> statements;
+  for (const Spec& spec : specs) statements.push_back(spec.statement);
   NeedleDocument document;
-  document.tokens.reserve(static_cast<size_t>(length));
-  int64_t used = 0;
+  std::vector<int64_t> begins;
+  document.tokens = filler_.plant(filler(room, plain_filler, random), statements, depths, &begins);
   for (size_t n = 0; n < specs.size(); ++n) {
     const Spec& spec = specs[n];
-    const auto wanted = static_cast<int64_t>(std::llround(depths[n] * static_cast<double>(room)));
-    const int64_t cut = std::max(used, boundary(between, wanted));
-    append(document.tokens,
-           std::span(between).subspan(static_cast<size_t>(used), static_cast<size_t>(cut - used)));
-    used = cut;
     NeedleDocument::Needle needle;
-    needle.begin = static_cast<int64_t>(document.tokens.size());
+    needle.begin = begins[n];
     needle.end = needle.begin + static_cast<int64_t>(spec.statement.size());
     needle.code = needle.begin + spec.code;
     needle.depth = length > 0 ? static_cast<double>(needle.begin) / static_cast<double>(length) : 0;
@@ -247,10 +166,8 @@ bool RecallGenerator::place(int64_t length, std::span<const Spec> specs,
     needle.value = spec.value;
     needle.question = spec.question;
     needle.answer = spec.answer;
-    append(document.tokens, spec.statement);
     document.needles.push_back(std::move(needle));
   }
-  append(document.tokens, std::span(between).subspan(static_cast<size_t>(used)));
   *out = std::move(document);
   return true;
 }
@@ -354,15 +271,15 @@ bool RecallGenerator::try_key_value(int64_t length, int64_t pairs, int64_t asked
         }
       }
     } while (!taken.insert(pair.key).second);
-    pair.value = codec_.encode(" " + five_digits(random));
+    pair.value = codec().encode(" " + five_digits(random));
   }
-  std::vector<int32_t> lines = codec_.encode("\n\nA list of keys and values:");
+  std::vector<int32_t> lines = codec().encode("\n\nA list of keys and values:");
   for (Pair& pair : list) {
-    append(lines, codec_.encode("\n" + pair.key + ":"));
+    append(lines, codec().encode("\n" + pair.key + ":"));
     pair.source = static_cast<int64_t>(lines.size());
     append(lines, pair.value);
   }
-  append(lines, codec_.encode("\n\n"));
+  append(lines, codec().encode("\n\n"));
   std::vector<size_t> order(list.size());
   for (size_t n = 0; n < order.size(); ++n) order[n] = n;
   random.shuffle(order);
@@ -370,7 +287,7 @@ bool RecallGenerator::try_key_value(int64_t length, int64_t pairs, int64_t asked
   std::vector<int32_t> questions;
   std::vector<std::pair<size_t, size_t>> spans;  // of the answers, within `questions`
   for (const size_t n : order) {
-    append(questions, codec_.encode(fill_in(kPairQuestions[wording], list[n].key)));
+    append(questions, codec().encode(fill_in(kPairQuestions[wording], list[n].key)));
     const size_t begin = questions.size();
     append(questions, list[n].value);
     spans.emplace_back(begin, questions.size());
@@ -411,7 +328,7 @@ RecallSample RecallGenerator::repeated_passage(int64_t length, int64_t passage, 
   std::vector<int32_t> repeated;
   if (random_tokens) {
     for (int64_t n = 0; n < passage; ++n) {
-      repeated.push_back(random.pick(std::span<const int32_t>(words_)));
+      repeated.push_back(random.pick(std::span<const int32_t>(filler_.words())));
     }
   } else {
     repeated = text(passage, random);
@@ -432,16 +349,17 @@ RecallSample RecallGenerator::associative(int64_t length, int64_t pairs, int64_t
   asked = std::min(asked, pairs);
   const int64_t room = length - 2 * (pairs + asked);
   if (room < 0 || pairs < 1) too_short(RecallKind::kAssociative, length);
-  if (static_cast<size_t>(pairs) > words_.size()) {
-    throw UsageError("the tokenizer has {} words, fewer than {} keys", words_.size(), pairs);
+  if (static_cast<size_t>(pairs) > filler_.words().size()) {
+    throw UsageError("the tokenizer has {} words, fewer than {} keys", filler_.words().size(),
+                     pairs);
   }
-  std::vector<int32_t> keys = words_;
+  std::vector<int32_t> keys = filler_.words();
   random.shuffle(keys);
   RecallSample sample;
   sample.kind = RecallKind::kAssociative;
   std::vector<int32_t> values;
   for (int64_t n = 0; n < pairs; ++n) {
-    values.push_back(random.pick(std::span<const int32_t>(words_)));
+    values.push_back(random.pick(std::span<const int32_t>(filler_.words())));
     sample.tokens.push_back(keys[static_cast<size_t>(n)]);
     sample.tokens.push_back(values.back());
   }
@@ -491,7 +409,7 @@ RecallSample RecallGenerator::sample(int64_t length, std::span<const double> sha
       break;
     }
     case RecallKind::kAssociative: {
-      const double most = std::min(static_cast<double>(words_.size()),
+      const double most = std::min(static_cast<double>(filler_.words().size()),
                                    std::max(4.0, static_cast<double>(length) / 6));
       const auto pairs = static_cast<int64_t>(log_uniform(2, most, random));
       return associative(length, pairs, random.between(1, pairs), random);

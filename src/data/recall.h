@@ -22,6 +22,7 @@
 
 #include "data/codec.h"
 #include "data/corpus.h"
+#include "data/needles.h"
 #include "data/random.h"
 
 namespace heed::data {
@@ -41,22 +42,6 @@ struct RecallSample {
     double depth() const { return begin > 0 ? static_cast<double>(source) / begin : 0; }
   };
   std::vector<Answer> answers;
-};
-
-// One document with several codes in it. A question is asked by appending it to `tokens`; under
-// teacher forcing the answer follows, and recall is exact match of all its tokens. With one prefill
-// of `tokens`, each question can be asked on a fork of the state.
-struct NeedleDocument {
-  std::vector<int32_t> tokens;
-  struct Needle {
-    int64_t begin = 0, end = 0;     // the statement is tokens[begin, end)
-    int64_t code = 0;               // its code begins here
-    double depth = 0;               // begin / tokens.size()
-    std::string name, value;        // "silver harbour", "40132"
-    std::vector<int32_t> question;  // ends just before the code
-    std::vector<int32_t> answer;    // the code's tokens
-  };
-  std::vector<Needle> needles;
 };
 
 class RecallGenerator {
@@ -102,8 +87,10 @@ class RecallGenerator {
   static std::string statement_of(int wording);
 
   // `count` tokens of text from a random place, which begin at a word.
-  std::vector<int32_t> text(int64_t count, Random& random) const;
-  const TextCodec& codec() const { return codec_; }
+  std::vector<int32_t> text(int64_t count, Random& random) const {
+    return filler_.text(count, random);
+  }
+  const TextCodec& codec() const { return filler_.codec(); }
 
  private:
   // A code with its words, tokenised, before it has a place.
@@ -120,16 +107,10 @@ class RecallGenerator {
                     bool plain_filler, Random& random, RecallSample* out) const;
   bool try_key_value(int64_t length, int64_t pairs, int64_t asked, int wording, Random& random,
                      RecallSample* out) const;
-  // The first place from `wanted` on, but not far, where a sentence (else a word) begins.
-  int64_t boundary(std::span<const int32_t> tokens, int64_t wanted) const;
   std::vector<int32_t> filler(int64_t count, bool plain, Random& random) const;
 
-  Corpus filler_;
-  TextCodec codec_;
+  Filler filler_;
   int wording_ = kWordings[0];
-  std::vector<int64_t> document_end_;                 // running sum of the documents' lengths
-  std::vector<uint8_t> ends_sentence_, starts_word_;  // by token id
-  std::vector<int32_t> words_;                        // tokens that are a whole word
 };
 
 }  // namespace heed::data

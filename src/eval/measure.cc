@@ -255,6 +255,10 @@ TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
           if (first >= last) return;
           const auto losses = row_losses(model, hidden.slice(0, first, last),
                                          targets.slice(0, begin + first + 1, begin + last + 1));
+          for (int64_t r = 0; r < last - first; r += kLossBlock) {
+            const auto block = losses.slice(0, r, std::min(r + kLossBlock, last - first));
+            scored.blocks.push_back(block.to(at::kDouble).sum().item<double>());
+          }
           scored.nll += losses.to(at::kDouble).sum().item<double>();
           scored.tokens += last - first;
         }));
@@ -266,14 +270,18 @@ TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
       result.latency.first_token_ms = times.back() + milliseconds_since(start);
       count_bytes(model, *state, result.latency);
       int64_t at = read;
+      double stepped = 0;
       time_steps(model, *state, scores, static_cast<int>(steps), result.latency,
                  [&](const at::Tensor& of_next) {
                    const auto row = of_next.flatten().to(at::kFloat);
                    const int64_t token = text[static_cast<size_t>(at++)];
-                   scored.nll += (at::logsumexp(row, 0) - row[token]).item<double>();
+                   const double loss = (at::logsumexp(row, 0) - row[token]).item<double>();
+                   scored.nll += loss;
+                   stepped += loss;
                    ++scored.tokens;
                    return token;
                  });
+      scored.blocks.push_back(stepped);
     }
     if (!std::isfinite(scored.nll)) {
       throw Error("the loss of text {} is not finite; the model or its dtype cannot run it", n);
@@ -291,7 +299,7 @@ std::vector<NeedleResult> measure_needles(const Decoder& model,
                                           const Setting& setting, Progress& progress) {
   c10::InferenceMode no_gradients;
   std::vector<NeedleResult> results;
-  progress.begin("needles", static_cast<int64_t>(documents.size()));
+  progress.begin("questions", static_cast<int64_t>(documents.size()));
   for (size_t d = 0; d < documents.size(); ++d) {
     const auto& document = documents[d];
     const Tokens tokens(document.tokens.begin(), document.tokens.end());
@@ -324,11 +332,13 @@ std::vector<NeedleResult> measure_needles(const Decoder& model,
       int64_t row = 0;
       for (const auto& needle : document.needles) {
         NeedleResult result;
-        result.hit = true;
+        int64_t right = 0;
         for (size_t a = 0; a < needle.answer.size(); ++a, ++row) {
-          result.hit = result.hit && correct[row].item<bool>();
+          right += correct[row].item<bool>();
           result.nll += losses[row].item<float>();
         }
+        result.hit = right == std::ssize(needle.answer);
+        result.right = static_cast<double>(right) / static_cast<double>(needle.answer.size());
         result.depth = needle.depth;
         result.length = static_cast<int64_t>(document.tokens.size());
         result.document = static_cast<int64_t>(d);
@@ -379,57 +389,74 @@ double expected_recall_of(const std::vector<NeedleResult>& results) {
   return sum / static_cast<double>(results.size());
 }
 
-Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<NeedleResult>& dense,
-                   uint64_t seed) {
-  if (plan.size() != dense.size()) throw UsageError("recall ratio of different needles");
-  const size_t n = plan.size();
-  const double of_dense = recall_of(dense);
-  Ratio ratio;
-  if (n == 0 || of_dense == 0) return ratio;
-  ratio.value = recall_of(plan) / of_dense;
+namespace {
+
+// The 95% interval of `of(sample)` where `sample` are n of the n items, drawn with replacement;
+// what is not finite does not count.
+template <typename Of>
+void bootstrap(size_t n, uint64_t seed, Ratio& ratio, Of of) {
   constexpr int kResamples = 2000;
   std::vector<double> values;
+  std::vector<size_t> sample(n);
   data::Random random(seed, 0x600d);
   for (int r = 0; r < kResamples; ++r) {
-    int64_t hits = 0, dense_hits = 0;
-    for (size_t k = 0; k < n; ++k) {
-      const size_t i = random.below(n);
-      hits += plan[i].hit;
-      dense_hits += dense[i].hit;
-    }
-    if (dense_hits) values.push_back(static_cast<double>(hits) / static_cast<double>(dense_hits));
+    for (size_t& item : sample) item = random.below(n);
+    const double value = of(sample);
+    if (std::isfinite(value)) values.push_back(value);
   }
+  if (values.empty()) return;
   std::sort(values.begin(), values.end());
   ratio.low = values[values.size() * 25 / 1000];
   ratio.high = values[std::min(values.size() - 1, values.size() * 975 / 1000)];
+}
+
+}  // namespace
+
+Ratio paired_ratio(std::span<const double> plan, std::span<const double> dense, uint64_t seed) {
+  if (plan.size() != dense.size()) throw UsageError("a ratio of different items");
+  const double of_dense = std::accumulate(dense.begin(), dense.end(), 0.0);
+  Ratio ratio;
+  if (of_dense == 0) return ratio;
+  ratio.value = std::accumulate(plan.begin(), plan.end(), 0.0) / of_dense;
+  bootstrap(plan.size(), seed, ratio, [&](const std::vector<size_t>& sample) {
+    double above = 0, below = 0;
+    for (const size_t i : sample) above += plan[i], below += dense[i];
+    return above / below;
+  });
   return ratio;
 }
 
-double measure_samples(const Decoder& model, const std::vector<data::RecallSample>& samples,
-                       const Setting& setting, Progress& progress) {
-  c10::InferenceMode no_gradients;
-  int64_t hits = 0, answers = 0;
-  progress.begin("recall", static_cast<int64_t>(samples.size()));
-  for (size_t n = 0; n < samples.size(); ++n) {
-    const auto& sample = samples[n];
-    const Tokens tokens(sample.tokens.begin(), sample.tokens.end());
-    auto state = model.make_state(state_options(setting));
-    std::vector<at::Tensor> chunks;
-    run_chunks(model, tokens, *state, chunk_of(model, setting),
-               [&](const at::Tensor& hidden, int64_t) { chunks.push_back(hidden); });
-    const auto hidden = at::cat(chunks);
-    for (const auto& answer : sample.answers) {
-      at::Tensor correct;
-      const Tokens target(tokens.begin() + answer.begin, tokens.begin() + answer.end);
-      row_losses(model, hidden.slice(0, answer.begin - 1, answer.end - 1),
-                 as_ids(target, model.options().device)[0], &correct);
-      hits += correct.all().item<bool>();
-      ++answers;
+Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<NeedleResult>& dense,
+                   uint64_t seed) {
+  const auto hits = [](const std::vector<NeedleResult>& results) {
+    std::vector<double> out;
+    for (const auto& result : results) out.push_back(result.hit);
+    return out;
+  };
+  return paired_ratio(hits(plan), hits(dense), seed);
+}
+
+Ratio perplexity_ratio(std::span<const TextResult::Text> plan,
+                       std::span<const TextResult::Text> dense, uint64_t seed) {
+  std::vector<double> more;  // nats of each block beyond dense
+  int64_t tokens = 0;
+  for (size_t n = 0; n < dense.size(); ++n) {
+    for (size_t b = 0; b < dense[n].blocks.size(); ++b) {
+      more.push_back(plan[n].blocks.at(b) - dense[n].blocks[b]);
     }
-    progress.step(static_cast<int64_t>(n) + 1);
+    tokens += dense[n].tokens;
   }
-  progress.end();
-  return answers ? static_cast<double>(hits) / static_cast<double>(answers) : 0;
+  Ratio ratio;
+  if (tokens == 0) return ratio;
+  // The last block of a text may be short; drawing it as often as the others costs nothing.
+  const auto count = static_cast<double>(tokens);
+  ratio.value = std::exp(std::accumulate(more.begin(), more.end(), 0.0) / count);
+  bootstrap(more.size(), seed, ratio, [&](const std::vector<size_t>& sample) {
+    double sum = 0;
+    for (const size_t i : sample) sum += more[i];
+    return std::exp(sum / count);
+  });
+  return ratio;
 }
 
 Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,

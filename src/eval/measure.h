@@ -1,6 +1,6 @@
 // What a model is worth under a plan, measured through the very caches that it would run with:
-// perplexity on long documents, recall of needles, associative recall, and what they cost in time
-// and memory. Dense and plan go the same way, so that a ratio of the two compares like with like.
+// perplexity on long documents, answers to questions about them, and what both cost in time and
+// memory. Dense and plan go the same way, so that a ratio of the two compares like with like.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "cache/program.h"
+#include "data/corpus.h"
+#include "data/needles.h"
 #include "data/recall.h"
 #include "io/progress.h"
 #include "model/decoder.h"
@@ -47,6 +49,8 @@ struct TextResult {
   struct Text {
     double nll = 0;  // nats, summed
     int64_t tokens = 0;
+    // The same sum in pieces of up to kLossBlock tokens: what an interval is resampled from.
+    std::vector<double> blocks;
   };
   std::vector<Text> texts;
   double prefill_ms = 0;  // median over texts: the passes alone, without the output layer
@@ -58,6 +62,7 @@ struct TextResult {
 };
 
 inline constexpr int64_t kScoredFrom = 512;
+inline constexpr int64_t kLossBlock = 128;
 
 // `texts` are token windows, each run on a new state. Texts no longer than `from` are refused
 // (UsageError). `timed_steps`: the last so many tokens of the first text go through the model one
@@ -66,16 +71,18 @@ TextResult measure_text(const Decoder& model, const std::vector<Tokens>& texts,
                         const Setting& setting, int64_t from = kScoredFrom,
                         Progress& progress = no_progress(), int timed_steps = 0);
 
-// One needle's question, asked on a fork of the state that has read its document. Teacher forcing:
-// a hit is when every token of the answer has the highest score given the true ones before it.
+// One question, asked on a fork of the state that has read its document. Teacher forcing: a hit is
+// when every token of the answer has the highest score given the true ones before it.
 struct NeedleResult {
   bool hit = false;
   double nll = 0;  // of the answer's tokens, summed
   double depth = 0;
   int64_t length = 0;  // tokens of the document
   int64_t document = 0;
+  double right = 0;  // share of the answer's tokens that have the highest score
 };
 
+// All questions of all documents, in their order. A document may be empty, a question has a token.
 std::vector<NeedleResult> measure_needles(const Decoder& model,
                                           const std::vector<data::NeedleDocument>& documents,
                                           const Setting& setting,
@@ -91,18 +98,19 @@ double answer_nll_of(const std::vector<NeedleResult>& results);  // mean nats an
 // Moves where exact match does not yet.
 double expected_recall_of(const std::vector<NeedleResult>& results);
 
-// Recall under the plan over recall of the dense model, same needles in the same order, with the
-// 95% interval of a paired bootstrap over needles (2000 resamples, seeded).
+// Something measured under a plan over the same of the dense model, with the 95% interval of a
+// paired bootstrap over the items (2000 resamples, seeded). All 0 where dense has nothing.
 struct Ratio {
   double value = 0, low = 0, high = 0;
 };
+// sum(plan) / sum(dense), item by item in the same order.
+Ratio paired_ratio(std::span<const double> plan, std::span<const double> dense, uint64_t seed = 0);
+// Of recall, over needles.
 Ratio recall_ratio(const std::vector<NeedleResult>& plan, const std::vector<NeedleResult>& dense,
                    uint64_t seed = 0);
-
-// Recall on samples that hold their questions (key-value lists, associative recall): the share of
-// answers whose every token has the highest score.
-double measure_samples(const Decoder& model, const std::vector<data::RecallSample>& samples,
-                       const Setting& setting, Progress& progress = no_progress());
+// Of perplexity, over blocks of losses; the texts are the same.
+Ratio perplexity_ratio(std::span<const TextResult::Text> plan,
+                       std::span<const TextResult::Text> dense, uint64_t seed = 0);
 
 Latency measure_latency(const Decoder& model, std::span<const int64_t> tokens,
                         const Setting& setting, int steps = 16);

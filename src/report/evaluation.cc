@@ -36,6 +36,7 @@ Evaluation evaluate(const Decoder& model, const EvaluationData& data, const Prog
       eval::measure_text(model, data.texts, setting, std::min(eval::kScoredFrom, length / 2),
                          progress, data.decode_steps);
   result.perplexity = text.perplexity();
+  result.texts = text.texts;
   result.prefill_ms = text.prefill_ms;
   const auto needles = eval::measure_needles(model, data.needles, setting, progress);
   if (!programs) dense_needles = needles;
@@ -52,16 +53,17 @@ Evaluation evaluate(const Decoder& model, const EvaluationData& data, const Prog
   return result;
 }
 
+Json to_json(const eval::Ratio& ratio) {
+  return {{"value", ratio.value}, {"low", ratio.low}, {"high", ratio.high}};
+}
+
 Json to_json(const Evaluation& e) {
   return {{"method", e.method},
           {"budget", e.budget},
           {"kept", round_to(e.kept, 4)},
           {"perplexity", e.perplexity},
           {"recall", e.recall},
-          {"recall_ratio",
-           {{"value", e.recall_ratio.value},
-            {"low", e.recall_ratio.low},
-            {"high", e.recall_ratio.high}}},
+          {"recall_ratio", to_json(e.recall_ratio)},
           {"answer_nll", e.answer_nll},
           {"prefill_ms", round_to(e.prefill_ms, 2)},
           {"first_token_ms", round_to(e.first_token_ms, 2)},

@@ -1,5 +1,5 @@
-// One setting of a model evaluated: the dense model, a plan or a control; perplexity, recall of
-// planted facts, bytes and times, over one set of texts and documents.
+// One setting of a model evaluated: the dense model, a plan or a control; perplexity, answers to
+// questions, bytes and times, over one set of texts and documents.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ struct Evaluation {
   double kept = 1;    // positions kept over dense, at the context
   Programs programs;
   double perplexity = 0, recall = 0, answer_nll = 0;
+  std::vector<eval::TextResult::Text> texts;
   std::vector<eval::NeedleResult> needles;
   eval::Ratio recall_ratio;  // to dense
   double prefill_ms = 0, decode_ms = 0, attention_ms = 0, first_token_ms = 0;
@@ -41,6 +42,7 @@ Evaluation evaluate(const Decoder& model, const EvaluationData& data, const Prog
                     at::ScalarType kv_dtype, std::vector<eval::NeedleResult>& dense_needles,
                     Progress& progress = no_progress());
 Json to_json(const Evaluation& evaluation);
+Json to_json(const eval::Ratio& ratio);  // {value, low, high}
 // Rounded to `digits` decimals: times and shares in reports.
 double round_to(double value, int digits);
 
