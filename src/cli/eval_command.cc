@@ -1,4 +1,4 @@
-// heed eval: perplexity, recall, speed and memory, dense and under a plan.
+// heed eval: perplexity, tasks, speed and memory, dense and under a plan.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/model_options.h"
 #include "cli/options.h"
+#include "cli/streams.h"
 #include "eval/workbench.h"
 #include "io/atomic_file.h"
 #include "report/eval_report.h"
@@ -16,8 +17,8 @@
 namespace heed::cli {
 
 void add_eval(CLI::App& app) {
-  auto* command =
-      app.add_subcommand("eval", "Perplexity, recall, speed and memory, beside the dense model's");
+  auto* command = app.add_subcommand(
+      "eval", "Perplexity by text, tasks by kind, speed and memory, beside the dense model's");
   struct Options {
     CommonOptions common;
     report::EvalOptions eval;
@@ -39,23 +40,26 @@ void add_eval(CLI::App& app) {
       ->delimiter(',')
       ->check(whole(128, kMostTokens));
   o->common
-      .add_input(command, "--data", o->data, "Text to evaluate on (default: a book of Heed's)")
+      .add_input(command, "--data", o->data,
+                 "Texts to evaluate on, one figure each; files, plain or .xz (default: Heed's)")
       ->check(input_file());
-  command->add_option("--texts", e.texts, "Texts for perplexity")
+  command->add_option("--texts", e.texts, "Pieces of each text for perplexity")
       ->check(whole(1, 10000))
       ->capture_default_str();
-  command->add_option("--documents", e.documents, "Documents with needles")
-      ->check(whole(1, 10000))
-      ->capture_default_str();
-  command->add_option("--needles", e.needles, "Needles a document")
-      ->check(whole(1, 256))
-      ->capture_default_str();
-  command->add_option("--samples", e.samples, "Key-value lists and associative texts, each")
+  o->common
+      .add_input(command, "--tasks", e.tasks,
+                 "Tasks of your own in place of Heed's: lines {\"kind\": \"...\", \"prompt\": "
+                 "\"...\", \"answer\": \"...\"}")
+      ->check(input_file());
+  command->add_option("--kinds", e.kinds, "Kinds of Heed's tasks, e.g. words,keys (default: all)")
+      ->delimiter(',');
+  command->add_option("--documents", e.documents, "Documents for each kind of task; 0: no tasks")
       ->check(whole(0, 10000))
       ->capture_default_str();
-  command->add_option("--seed", e.seed, "Of needles and samples")
-      ->check(seeds())
+  command->add_option("--questions", e.questions, "Questions of each kind a document")
+      ->check(whole(1, 64))
       ->capture_default_str();
+  command->add_option("--seed", e.seed, "Of tasks")->check(seeds())->capture_default_str();
   add_kv_dtype(command, o->kv_dtype);
   o->common.add_json(command);
   o->common.add_compute(command);
@@ -63,6 +67,10 @@ void add_eval(CLI::App& app) {
   add_examples(command, {"heed eval smollm2 --plan plan.json --lengths 4096"});
   command->callback([command, o] {
     if (o->plan.empty()) refuse(*command, {"--force"}, "goes with --plan");
+    if (!o->eval.tasks.empty()) {
+      refuse(*command, {"--kinds", "--documents", "--questions"},
+             "is of Heed's tasks, not --tasks");
+    }
     o->common.apply();
     const auto load = load_options(o->common);
     o->eval.kv_dtype = kv_dtype(o->kv_dtype, load);
@@ -75,9 +83,12 @@ void add_eval(CLI::App& app) {
                       bench.model.config().kv_heads, o->force);
       programs = resolve_programs(plan);
     }
+    std::vector<report::NamedFile> files;
+    for (const auto& file : o->data.empty() ? eval::test_texts() : o->data) {
+      files.push_back(report::named_file(file, as_given(file)));
+    }
     const auto report =
-        report::run_eval(bench, o->data.empty() ? std::vector{eval::test_book()} : o->data,
-                         programs ? &*programs : nullptr, o->eval, *progress);
+        report::run_eval(bench, files, programs ? &*programs : nullptr, o->eval, *progress);
     if (!o->common.out.empty()) write_text_atomic(o->common.out, report.dump(1) + "\n");
     if (o->common.json) {
       std::puts(report.dump(1).c_str());

@@ -23,8 +23,9 @@ Task parse_task(std::string_view line, const std::string& where, const Workbench
   const std::string prompt = get_string(json, "prompt", where);
   task.kind = get_string(json, "kind", where);
   task.answer_text = get_string(json, "answer", where);
-  for (const auto& [key, text] : {std::pair{"kind", &task.kind}, std::pair{"prompt", &prompt},
-                                  std::pair{"answer", &task.answer_text}}) {
+  for (const auto& [key, text] : {std::pair<const char*, const std::string*>{"kind", &task.kind},
+                                  {"prompt", &prompt},
+                                  {"answer", &task.answer_text}}) {
     if (text->empty()) throw Error("{}: {} is empty; write some text", where, key);
   }
   task.prompt = begin_of(bench.tokenizer);

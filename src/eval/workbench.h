@@ -27,10 +27,12 @@ Workbench open_workbench(const std::string& model, const LoadOptions& options = 
 // that is shorter.
 int64_t usual_length(const Decoder& model);
 
-// The books that come with Heed, from examples/books of home_folder(): one to search plans on,
-// another to evaluate them on. Throws Error if they are not there.
+// The texts that come with Heed, from examples/ of home_folder(): a book to search plans on,
+// another to evaluate them on, and all texts to evaluate on, each of a domain of its own. Throws
+// Error if they are not there.
 std::string search_book();
 std::string test_book();
+std::vector<std::string> test_texts();
 
 // Text files (plain or .xz; documents cut at the line `<|endofbook|>`) as tokens of the workbench's
 // model.
