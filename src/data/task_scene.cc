@@ -72,21 +72,24 @@ size_t Scene::say(std::vector<int32_t> tokens, int64_t answer) {
   return statements_.size() - 1;
 }
 
-void Scene::ask(size_t statement, std::string_view text, std::string_view answer, double chance) {
+Scene::Question& Scene::ask(size_t statement, std::string_view text, std::string_view answer,
+                            double chance) {
   const TextCodec& codec = filler_.codec();
-  ask(statement, codec.encode("\n\n" + std::string(text)), codec.encode(answer));
-  auto& needle = asked_.back().needle;
-  needle.value = answer;
-  needle.chance = chance;
+  Question& asked = ask(statement, codec.encode("\n\n" + std::string(text)), codec.encode(answer));
+  asked.needle.value = answer;
+  asked.needle.chance = chance;
+  return asked;
 }
 
-void Scene::ask(size_t statement, std::vector<int32_t> question, std::vector<int32_t> answer) {
+Scene::Question& Scene::ask(size_t statement, std::vector<int32_t> question,
+                            std::vector<int32_t> answer) {
   Question asked;
   asked.statement = statement;
   asked.needle.kind = kind_;
   asked.needle.question = std::move(question);
   asked.needle.answer = std::move(answer);
-  asked_.push_back(std::move(asked));
+  asked.answer = statements_[statement].answer;
+  return asked_.emplace_back(std::move(asked));
 }
 
 }  // namespace heed::data

@@ -21,6 +21,7 @@ class Scene {
   struct Question {
     size_t statement = 0;
     NeedleDocument::Needle needle;
+    int64_t answer = 0;  // where in the statement the answer was said
   };
 
   // `room`: tokens that all statements of one kind should stay within.
@@ -48,8 +49,9 @@ class Scene {
   // A paragraph made of tokens.
   size_t say(std::vector<int32_t> tokens, int64_t answer);
   // `text` ends where `answer` follows; `chance`: of a guess among the text's candidates.
-  void ask(size_t statement, std::string_view text, std::string_view answer, double chance = 0);
-  void ask(size_t statement, std::vector<int32_t> question, std::vector<int32_t> answer);
+  Question& ask(size_t statement, std::string_view text, std::string_view answer,
+                double chance = 0);
+  Question& ask(size_t statement, std::vector<int32_t> question, std::vector<int32_t> answer);
 
   const std::vector<Statement>& statements() const { return statements_; }
   const std::vector<Question>& asked() const { return asked_; }

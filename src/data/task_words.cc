@@ -32,12 +32,18 @@ constexpr const char* kDeeds[] = {"travel", "whisper", "gather", "wander",  "rej
 constexpr const char* kManners[] = {"together",     "slowly",       "at dawn",   "in silence",
                                     "without fear", "by moonlight", "in winter", "forever",
                                     "with joy",     "before noon"};
-constexpr const char* kPorts[] = {"Lisbon", "Tunis",  "Malta",  "Oslo",   "Hamburg", "Naples",
-                                  "Athens", "Cairo",  "Dublin", "Havana", "Jakarta", "Lagos",
-                                  "Manila", "Odessa", "Panama", "Quebec", "Riga",    "Sydney",
-                                  "Tokyo",  "Venice", "Boston", "Bergen", "Genoa",   "Lima"};
-constexpr const char* kShips[] = {"Albatross", "Bellerophon", "Calypso",  "Dauntless", "Endeavour",
-                                  "Fortune",   "Galatea",     "Hercules", "Intrepid",  "Juno"};
+constexpr const char* kPorts[] = {
+    "Lisbon",    "Tunis",      "Malta",     "Oslo",      "Hamburg",   "Naples",     "Athens",
+    "Cairo",     "Dublin",     "Havana",    "Jakarta",   "Lagos",     "Manila",     "Odessa",
+    "Panama",    "Quebec",     "Riga",      "Sydney",    "Tokyo",     "Venice",     "Boston",
+    "Bergen",    "Genoa",      "Lima",      "Madras",    "Calcutta",  "Marseilles", "Bristol",
+    "Stockholm", "Alexandria", "Barcelona", "Rotterdam", "Singapore", "Copenhagen", "Glasgow",
+    "Baltimore", "Antwerp",    "Bombay",    "Canton",    "Dover",     "Exeter",     "Funchal",
+    "Gibraltar", "Honolulu",   "Istanbul",  "Jaffa",     "Kingston",  "Liverpool"};
+constexpr const char* kShips[] = {"Albatross", "Bellerophon", "Calypso", "Dauntless",
+                                  "Endeavour", "Fortune",     "Galatea", "Hercules",
+                                  "Intrepid",  "Juno",        "Kestrel", "Leviathan",
+                                  "Minerva",   "Nautilus",    "Orion",   "Phoenix"};
 constexpr const char* kMonths[] = {"January",   "February", "March",    "April",
                                    "May",       "June",     "July",     "August",
                                    "September", "October",  "November", "December"};
@@ -46,12 +52,14 @@ constexpr const char* kWares[] = {"chair",   "table",   "carpet", "pillow",   "b
                                   "trumpet", "curtain", "teapot", "broom"};
 constexpr const char* kMaterials[] = {"leather", "copper", "cotton", "bamboo", "rubber", "glass",
                                       "plastic", "steel",  "paper",  "brass",  "linen",  "clay"};
-constexpr const char* kVariables[] = {"alpha", "beta",  "gamma", "theta", "kappa", "lambda",
-                                      "sigma", "omega", "zeta",  "rho",   "phi",   "tau"};
-constexpr const char* kFruits[] = {"apple",  "banana", "cherry", "grape",   "lemon",   "mango",
-                                   "melon",  "olive",  "onion",  "orange",  "peach",   "pear",
-                                   "potato", "rice",   "tomato", "wheat",   "garlic",  "carrot",
-                                   "pepper", "bean",   "corn",   "spinach", "pumpkin", "almond"};
+constexpr const char* kVariables[] = {
+    "alpha", "beta", "gamma", "theta",   "kappa", "lambda", "sigma", "omega", "zeta", "rho",
+    "phi",   "tau",  "delta", "epsilon", "psi",   "chi",    "iota",  "eta",   "xi",   "nu"};
+constexpr const char* kFruits[] = {
+    "apple",  "banana", "cherry", "grape",   "lemon",   "mango",  "melon",  "olive",  "onion",
+    "orange", "peach",  "pear",   "potato",  "rice",    "tomato", "wheat",  "garlic", "carrot",
+    "pepper", "bean",   "corn",   "spinach", "pumpkin", "almond", "bread",  "butter", "cheese",
+    "honey",  "soup",   "pie",    "cake",    "bacon",   "beef",   "mutton", "plum",   "cabbage"};
 constexpr const char* kCalls[] = {"open_socket", "read_header", "parse_date", "load_image",
                                   "hash_block",  "merge_rows",  "send_mail",  "draw_line",
                                   "copy_page",   "sort_names"};
@@ -89,7 +97,7 @@ constexpr WordList kLists[] = {
     {"first", Split::kEvaluation, kFirstNames},    {"last", Split::kEvaluation, kLastNames},
     {"animal", Split::kEvaluation, kAnimals},      {"quality", Split::kEvaluation, kQualities},
     {"doers", Split::kEvaluation, kDoers},         {"deed", Split::kEvaluation, kDeeds},
-    {"manner", Split::kEvaluation, kManners},      {"harbour", Split::kEvaluation, kPorts},
+    {"manner", Split::kEvaluation, kManners},      {"port", Split::kEvaluation, kPorts},
     {"ship", Split::kEvaluation, kShips},          {"month", Split::kEvaluation, kMonths},
     {"ware", Split::kEvaluation, kWares},          {"material", Split::kEvaluation, kMaterials},
     {"variable", Split::kEvaluation, kVariables},  {"food", Split::kEvaluation, kFruits},
@@ -108,17 +116,16 @@ constexpr Sentence kSentences[] = {
      "The safe of {k} opens with the combination", " ######"},
     {"digits", "{first} {last}", "Telephone extension of {k}:{a}.",
      "Telephone extension of {k}:", " ######"},
-    {"words", "{first} {last}", "The animal on the coat of arms of {k} is a{a}.",
-     "The animal on the coat of arms of {k} is a", " {animal}"},
-    {"words", "{first} {last}", "As a child {k} kept a tame{a} in the stable.",
-     "As a child {k} kept a tame", " {animal}"},
+    {"words", "{first} {last}", "The nickname of {k} is{a}.", "The nickname of {k} is",
+     " {animal}"},
+    {"words", "{first} {last}", "Code name of {k}:{a}.", "Code name of {k}:", " {animal}"},
     {"phrases", "{first} {last}", "The family motto of {k} is:{a}.",
      "The family motto of {k} is:", " {quality} {doers} {deed} {manner}"},
     {"phrases", "{first} {last}", "On the tombstone of {k} one reads:{a}.",
      "On the tombstone of {k} one reads:", " {quality} {doers} {deed} {manner}"},
     {"hex", "{first} {last}", "The licence key of {k} is{a}.", "The licence key of {k} is",
      " %%%%%%"},
-    {"hex", "{role}_{field}", "{k} sha:{a}", "{k} sha:", " %%%%%%"},
+    {"hex", "{first} {last}", "Badge of {k}:{a}.", "Badge of {k}:", " %%%%%%"},
     {"code", "{role}_{field}", "    self.{k} ={a}", "    self.{k} =", " {call}({field}, ##)"},
     {"code", "{role}_{field}", "const auto {k} ={a};", "const auto {k} =", " {call}({field}, ##)"},
     // Calibration.

@@ -42,55 +42,62 @@ void make_sentences(Scene& scene) {
 
 // Many needles of one wording, a few of them asked for.
 void make_keys(Scene& scene) {
-  constexpr int64_t kTokens = 24;  // about what a statement takes
-  const int64_t count = std::clamp<int64_t>(scene.room() / kTokens, scene.questions(), 48);
-  for (int64_t n = 0; n < count; ++n) {
-    const std::string key = scene.fresh("room ##"), answer = scene.fresh(" {last}");
-    const size_t said = scene.say(fmt::format("The guest in {} is called{{a}}.", key), answer);
-    if (n < scene.questions()) {
-      scene.ask(said, fmt::format("The guest in {} is called", key), answer,
-                1.0 / static_cast<double>(count));
-    }
+  constexpr int64_t kMost = 48;
+  struct Guest {
+    std::string head, room;
+    size_t said;
+  };
+  std::vector<Guest> guests;
+  for (int64_t used = 0; std::ssize(guests) < kMost;) {
+    const std::string head =
+        fmt::format("The guests are {}, in room", scene.fresh("{first} {last}"));
+    const std::string room = scene.fresh(" ###");
+    guests.push_back({head, room, scene.say(head + "{a}.", room)});
+    used += std::ssize(scene.statements().back().tokens);
+    if (2 * used > scene.room() && std::ssize(guests) >= scene.questions()) break;
   }
+  const double chance = 1.0 / static_cast<double>(guests.size());
+  guests.resize(std::min<size_t>(guests.size(), static_cast<size_t>(scene.questions())));
+  for (const Guest& guest : guests) scene.ask(guest.said, guest.head, guest.room, chance);
 }
 
-// One key with three values in three places, all asked for in their order.
+// One key with three values in three places: the two that come first are given, the last is asked.
 void make_values(Scene& scene) {
   constexpr int kValues = 3;
-  const int64_t ships = std::max<int64_t>(1, scene.questions() / 2);
+  const int64_t ships = std::min<int64_t>(scene.questions(), 16);  // that have names and ports
   for (int64_t n = 0; n < ships; ++n) {
     const std::string ship = scene.fresh("{ship}");
     const int series = scene.new_series();
-    std::string answer;
+    std::string listed = fmt::format("Ports of call of the {}:", ship), port;
     size_t said = 0;
     for (int v = 0; v < kValues; ++v) {
-      const std::string port = scene.fresh(" {harbour}");
-      const size_t place =
-          scene.say(fmt::format("Port of call of the {}:{{a}}.", ship), port, series);
-      if (v == 0) said = place;
-      answer += (v == 0 ? "" : v + 1 < kValues ? "," : " and") + port;
+      port = scene.fresh(" {port}");
+      said = scene.say(fmt::format("Port of call of the {}:{{a}}.", ship), port, series);
+      if (v + 1 < kValues) listed += v == 0 ? port + "," : port + " and";
     }
-    scene.ask(said,
-              fmt::format("All ports of call of the {}, in the order in which the text names them:",
-                          ship),
-              answer, 1.0 / static_cast<double>(kValues * ships));
+    scene.ask(said, listed, port, 1.0 / static_cast<double>(kValues * ships));
   }
 }
 
-// Three needles asked for in one question.
+// Three needles in one question: each is asked for behind the answers to those before it.
 void make_queries(Scene& scene) {
   constexpr int kAsked = 3;
-  for (int64_t n = 0; n < std::max<int64_t>(1, scene.questions() / 2); ++n) {
-    std::string names, answer, first;
-    size_t said = 0;
-    for (int q = 0; q < kAsked; ++q) {
-      const std::string name = scene.fresh("{first} {last}"), date = scene.fresh(" {month} ##");
-      const size_t place = scene.say(fmt::format("Birthday of {}:{{a}}.", name), date);
-      if (q == 0) said = place, first = name;
-      names += (q == 0 ? "" : q + 1 < kAsked ? ", " : " and ") + name;
-      answer += q == 0 ? date : fmt::format("\nBirthday of {}:{}", name, date);
+  for (int64_t left = scene.questions(); left > 0; left -= kAsked) {
+    std::vector<std::string> names, dates;
+    std::vector<size_t> said;
+    std::string text = "Birthdays of";
+    for (int64_t q = 0; q < std::min<int64_t>(left, kAsked); ++q) {
+      names.push_back(scene.fresh("{first} {last}"));
+      dates.push_back(scene.fresh(" {month} 1#"));
+      said.push_back(scene.say(fmt::format("Born was {} on{{a}}.", names.back()), dates.back()));
+      text += (q == 0 ? " " : ", ") + names.back();
     }
-    scene.ask(said, fmt::format("Birthdays of {}.\nBirthday of {}:", names, first), answer);
+    text += ".";
+    for (size_t q = 0; q < names.size(); ++q) {
+      text += fmt::format(" Born was {} on", names[q]);
+      scene.ask(said[q], text, dates[q], 1.0 / static_cast<double>(scene.questions()));
+      text += dates[q] + ".";
+    }
   }
 }
 
@@ -100,7 +107,7 @@ struct Row {
   int64_t at = 0;
 };
 void make_rows(Scene& scene, std::string_view head, std::string_view key, std::string_view value,
-               std::string_view before, std::string_view after) {
+               std::string_view before, std::string_view after, size_t most) {
   const TextCodec& codec = scene.filler().codec();
   std::vector<int32_t> tokens = codec.encode("\n\n" + std::string(head));
   std::vector<Row> rows;
@@ -111,45 +118,47 @@ void make_rows(Scene& scene, std::string_view head, std::string_view key, std::s
     append(tokens, codec.encode(row.value));
     append(tokens, codec.encode(after));
     rows.push_back(std::move(row));
-  } while (rows.size() < 64 && 2 * std::ssize(tokens) < scene.room());
+  } while (rows.size() < most && 2 * std::ssize(tokens) < scene.room());
   append(tokens, codec.encode("\n\n"));
   scene.random().shuffle(rows);
   const double chance = 1.0 / static_cast<double>(rows.size());
   rows.resize(std::min<size_t>(rows.size(), static_cast<size_t>(scene.questions())));
   const size_t said = scene.say(std::move(tokens), rows[0].at);
   for (const Row& row : rows) {
-    scene.ask(said, "\n" + replaced(before, "{k}", row.key).substr(1), row.value, chance);
+    scene.ask(said, replaced(before, "{k}", row.key).substr(1), row.value, chance).answer = row.at;
   }
 }
 
 void make_pairs(Scene& scene) {
-  make_rows(scene, "| article | price |\n| --- | --- |", "{material} {ware}", " ###", "\n| {k} |",
-            " |");
+  make_rows(scene, "Prices in crowns\n", "{material} {ware}", " ###", "\n- {k}", "", 24);
 }
 
 void make_lists(Scene& scene) {
+  const auto most = static_cast<size_t>(scene.random().between(8, 64));
   if (scene.random().below(2) == 0) {
-    make_rows(scene, "A list of keys and values:", "{shade} {tool}", " #####", "\n{k}:", "");
+    make_rows(scene, "A list of keys and values:", "{shade} {tool}", " #####", "\n{k}:", "", most);
   } else {
-    make_rows(scene, "[values]", "{planet}_{thing}", " \"{weight} {tool}\"", "\n{k} =", ",");
+    make_rows(scene, "[values]", "{planet}_{thing}", " \"{weight} {tool}\"", "\n{k} =", ",", most);
   }
 }
 
-// A value handed from variable to variable: the last of a chain is asked for.
+// Chains of variables, each handed on to the next in a place of its own: a chain is given so far,
+// its next variable asked for.
 void make_variables(Scene& scene) {
-  constexpr int kHops = 2;
-  for (int64_t n = 0; n < scene.questions(); ++n) {
+  constexpr int kLength = 4, kHops = kLength - 2;  // the first hop has no chain behind it
+  // There are names for five.
+  const int64_t chains = std::min<int64_t>((scene.questions() + kHops - 1) / kHops, 5);
+  const double chance = 1.0 / static_cast<double>(kLength * chains);
+  for (int64_t n = 0; n < chains; ++n) {
     const int series = scene.new_series();
-    const std::string value = scene.fresh(" ####");
-    std::string name = scene.fresh("{variable}");
-    const size_t said = scene.say(fmt::format("let {} ={{a}};", name), value, series);
-    for (int hop = 1; hop < kHops; ++hop) {
+    std::string last = scene.fresh("{variable}"), chain = last;
+    for (int hop = 0; hop <= kHops; ++hop) {
       const std::string next = scene.fresh("{variable}");
-      scene.say(fmt::format("let {} = {};", next, name), "", series);
-      name = next;
+      const size_t said = scene.say(fmt::format("{} becomes{{a}}.", last), " " + next, series);
+      if (hop > 0) scene.ask(said, chain + " ->", " " + next, chance);
+      chain += " -> " + next;
+      last = next;
     }
-    scene.ask(said, fmt::format("The value of {} is the number", name), value,
-              1.0 / static_cast<double>(scene.questions()));
   }
 }
 
@@ -186,22 +195,26 @@ void make_passages(Scene& scene) {
   }
 }
 
-// A list in which one word comes far more often than the others.
+// The same said again and again with one word, and now and then, the last time too, with another:
+// the word that is common is asked for, and who sees the end of the text alone does not know it.
 void make_common_words(Scene& scene) {
-  constexpr int kOften = 10, kOthers = 8;
-  const int64_t lists = std::max<int64_t>(1, scene.questions() / 2);
-  for (int64_t n = 0; n < lists; ++n) {
-    const std::string owner = scene.fresh("{first}");
-    std::vector<std::string> words;
-    const std::string often = scene.fresh(" {food}");
-    for (int k = 0; k < kOften; ++k) words.push_back(often);
+  constexpr int kOften = 10, kOthers = 5;
+  const int64_t eaters = std::clamp<int64_t>(scene.questions() / 2, 1, 6);
+  for (int64_t n = 0; n < eaters; ++n) {
+    const std::string who = scene.fresh("{first}"), often = scene.fresh(" {food}");
+    std::vector<std::string> words(kOften, often);
     for (int k = 0; k < kOthers; ++k) words.push_back(scene.fresh(" {food}"));
+    const std::string last = words.back();
+    words.pop_back();
     scene.random().shuffle(words);
-    std::string list = fmt::format("What {} bought:", owner);
-    for (const std::string& word : words) list += word + ",";
-    list.back() = '.';
-    scene.ask(scene.say(list, often), fmt::format("What {} bought most often was", owner), often,
-              1.0 / (kOthers + 1));
+    words.push_back(last);
+    const int series = scene.new_series();
+    size_t said = 0;
+    for (const std::string& word : words) {
+      const size_t place = scene.say(fmt::format("{} ate{{a}}.", who), word, series);
+      if (word == often) said = place;
+    }
+    scene.ask(said, fmt::format("Most of the time {} ate", who), often, 1.0 / (kOthers + 1));
   }
 }
 
@@ -213,12 +226,13 @@ constexpr TaskKind kKinds[] = {
     {"hex", kEval, "needles", "a planted sentence with hexadecimal digits", make_sentences},
     {"code", kEval, "needles", "a planted line of a program", make_sentences},
     {"keys", kEval, "keys", "one of many sentences of one wording", make_keys},
-    {"values", kEval, "several", "three values of one key, in their order", make_values},
+    {"values", kEval, "several", "the last of three values of one key", make_values},
     {"queries", kEval, "several", "three sentences in one question", make_queries},
     {"pairs", kEval, "pairs", "a row of a table of keys and values", make_pairs},
-    {"variables", kEval, "variables", "a value handed from variable to variable", make_variables},
+    {"variables", kEval, "variables", "a chain of variables, each handed on to the next",
+     make_variables},
     {"copies", kEval, "copies", "a passage continued from its beginning", make_copies},
-    {"common_words", kEval, "words", "the word that a list holds most often", make_common_words},
+    {"common_words", kEval, "words", "the word that is said most often", make_common_words},
     {"planted_digits", kCalibrate, "planted", "sentences with numbers", make_sentences},
     {"planted_words", kCalibrate, "planted", "sentences with one or two words", make_sentences},
     {"planted_names", kCalibrate, "planted", "sentences with names of people", make_sentences},
@@ -254,7 +268,7 @@ std::optional<NeedleDocument> planted(const Scene& scene, const Filler& filler,
                                       Random& random) {
   int64_t room = length - std::ssize(front), longest = 0;
   for (const auto& statement : scene.statements()) room -= std::ssize(statement.tokens);
-  for (const auto& [at, needle] : scene.asked()) {
+  for (const auto& [at, needle, answer] : scene.asked()) {
     longest = std::max(longest, std::ssize(needle.question) + std::ssize(needle.answer));
   }
   room -= longest;
@@ -273,12 +287,12 @@ std::optional<NeedleDocument> planted(const Scene& scene, const Filler& filler,
   append(document.tokens, filler.plant(filler.text(room, random), pieces, depths, &begins));
   std::vector<int64_t> place(order.size());
   for (size_t n = 0; n < order.size(); ++n) place[order[n]] = begins[n] + std::ssize(front);
-  for (const auto& [at, needle] : scene.asked()) {
+  for (const auto& [at, needle, answer] : scene.asked()) {
     const auto& statement = scene.statements()[at];
     NeedleDocument::Needle placed = needle;
     placed.begin = place[at];
     placed.end = placed.begin + std::ssize(statement.tokens);
-    placed.code = placed.begin + statement.answer;
+    placed.code = placed.begin + answer;
     placed.depth = static_cast<double>(placed.begin) / static_cast<double>(document.tokens.size());
     document.needles.push_back(std::move(placed));
   }
@@ -311,7 +325,7 @@ std::optional<NeedleDocument> TaskGenerator::document(std::span<const TaskKind* 
                                                       int64_t length, int64_t questions,
                                                       Random& random) const {
   const int64_t share = length / 2 / std::max<int64_t>(1, std::ssize(kinds));
-  for (; questions > 0; questions /= 2) {
+  for (; questions > 0; --questions) {
     Scene scene(filler_, random, share, questions);
     for (const TaskKind* kind : kinds) {
       scene.begin_kind(kind->name);

@@ -113,9 +113,9 @@ Json headline(const Json& texts, const Json& tasks) {
   for (const auto& [name, cell] : tasks.items()) {
     if (!cell.at("discriminative").get<bool>()) continue;
     const Json& ratio = cell.at("ratio").at("exact");
-    if (kinds++ == 0 || ratio.at("value") < out["kind"].at("value")) {
-      out["kind"] = named(name, ratio);
-    }
+    // Where two have lost as much, the one that is less sure.
+    const auto order = [](const Json& r) { return std::pair(r.at("value"), r.at("low")); };
+    if (kinds++ == 0 || order(ratio) < order(out["kind"])) out["kind"] = named(name, ratio);
     exact += ratio.at("value").get<double>();
   }
   for (const auto& cell : texts) {

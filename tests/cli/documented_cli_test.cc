@@ -135,7 +135,9 @@ const std::string kTinyShape =
     "data.length=256 --set train.rows=2 --set train.rows_per_pass=2 --set train.warmup=1 --set "
     "validation.rows=1 --set validation.recall_samples=0 --set train.steps=2";
 const std::string kSmallPlan = " --texts 1 --candidates 2 --repairs 0 --lengths 256";
-const std::string kSmallEval = " --texts 1 --documents 1 --needles 2 --samples 0";
+const std::string kSmallEval = " --texts 1 --documents 1 --questions 1";
+const std::string kTasks =
+    "echo '{\"kind\": \"names\", \"prompt\": \"Ann and\", \"answer\": \" Bob\"}' > tasks.jsonl; ";
 const std::string kSmallDemo =
     " --model model --context 256 --budgets 0.5 --controls 1 --documents 1 --needles 2 --repairs 0";
 const std::string kSmallBench = " --quick --peers none";
@@ -197,6 +199,18 @@ std::vector<Entry> measuring() {
        kSmallEval,
        kPlan,
        says("perplexity"),
+       kNetwork},
+      {"heed eval smollm2 --plan plan.json --data book.txt articles.txt --texts 8",
+       {smollm2, {"--texts 8", "--texts 1 --documents 0 --lengths 256"}},
+       "",
+       kPlan + kText + "cp $SOURCE/tests/data/heldout.txt articles.txt; ",
+       both(says("articles"), says("worst text")),
+       kNetwork},
+      {"heed eval smollm2 --tasks tasks.jsonl",
+       {smollm2},
+       " --texts 1 --lengths 256",
+       kTasks,
+       says("names"),
        kNetwork},
       {"heed eval smollm2 --plan bench/plans/smollm2-0.25.json",
        {smollm2, {"bench/plans/smollm2-0.25.json", "plan.json"}},

@@ -131,6 +131,11 @@ TEST_F(Errors, TextsThatAreTooShortOrMissing) {
   expect_refused(call("eval " + kModel + " --lengths 512 --data short.txt"), 2,
                  "room for 0 windows");
   expect_refused(call("eval " + kModel + " --lengths 512 --data empty.txt"), 1, "empty.txt");
+  expect_refused(call("eval " + kModel + " --data short.txt ./short.txt"), 2,
+                 "two files are called short");
+  expect_refused(call("eval " + kModel + " --kinds words,word"), 2, "word: there is no such kind");
+  write("tasks.jsonl", "{\"kind\": \"k\", \"prompt\": \"p\", \"answer\": \"a\"}\n{\"kind\": 1}\n");
+  expect_refused(call("eval " + kModel + " --lengths 256 --tasks tasks.jsonl"), 1, "tasks.jsonl:2");
   expect_refused(call("generate " + kModel + " --file none.txt"), 1, "none.txt");
   expect_refused(call("generate " + kModel + " --file empty.txt"), 2, "prompt is empty");
 }

@@ -133,11 +133,14 @@ TEST_F(Streams, TextsPlansAndReportsThroughPipes) {
   EXPECT_EQ(plan.text, read("plan.json"));
   const Result eval = shell(book +
                                 "$HEED eval $M --lengths 512 --data - --texts 1 --documents 1 "
-                                "--samples 0 --plan plan.json --out -",
+                                "--kinds digits --plan plan.json --out -",
                             "2>/dev/null");
   ASSERT_EQ(eval.code, 0);
   const Json report = parse_json(eval.text, "the report");
   EXPECT_GT(report.at("lengths")[0].at("dense").at("perplexity").get<double>(), 1);
+  EXPECT_EQ(report.at("texts")[0].at("name"), "standard input");
+  EXPECT_TRUE(report.at("tasks").contains("digits"));
+  EXPECT_LT(report.at("kv_bytes").at("plan"), report.at("kv_bytes").at("dense"));
   const Result figures = shell(
       book + "$HEED inspect $M --context 256 --no-importance --data - --out -", "2>/dev/null");
   ASSERT_EQ(figures.code, 0);
@@ -193,6 +196,7 @@ TEST_F(Streams, OptionsThatHaveNoEffectAreRefused) {
       {"generate $M -p X --min-p 0.5", "--min-p: has no effect at temperature 0"},
       {"generate $M -p X --stop ''", "--stop: the text is empty"},
       {"eval $M --force", "--force: goes with --plan"},
+      {"eval $M --tasks run.toml --kinds words", "--kinds: is of Heed's tasks"},
       {"plan $M --steps 3", "--steps: has no effect with --method heed"},
       {"plan $M --method text --steps 3", "--steps: has no effect with --method text"},
       {"plan $M --method duo --windows 32", "--windows: has no effect with --method duo"},
