@@ -15,6 +15,18 @@
 #include "report/eval_report.h"
 
 namespace heed::cli {
+namespace {
+
+// The texts of --data, or Heed's, by the names that the user knows.
+std::vector<report::NamedFile> shown_files(const std::vector<std::string>& data) {
+  std::vector<report::NamedFile> files;
+  for (const auto& file : data.empty() ? eval::test_texts() : data) {
+    files.push_back(report::named_file(file, as_given(file)));
+  }
+  return files;
+}
+
+}  // namespace
 
 void add_eval(CLI::App& app) {
   auto* command = app.add_subcommand(
@@ -64,7 +76,8 @@ void add_eval(CLI::App& app) {
   o->common.add_json(command);
   o->common.add_compute(command);
   o->common.add_out(command, "File for the JSON");
-  add_examples(command, {"heed eval smollm2 --plan plan.json --lengths 4096"});
+  add_examples(command, {"heed eval smollm2 --plan plan.json --lengths 4096",
+                         "heed eval smollm2 --tasks tasks.jsonl"});
   command->callback([command, o] {
     if (o->plan.empty()) refuse(*command, {"--force"}, "goes with --plan");
     if (!o->eval.tasks.empty()) {
@@ -83,12 +96,8 @@ void add_eval(CLI::App& app) {
                       bench.model.config().kv_heads, o->force);
       programs = resolve_programs(plan);
     }
-    std::vector<report::NamedFile> files;
-    for (const auto& file : o->data.empty() ? eval::test_texts() : o->data) {
-      files.push_back(report::named_file(file, as_given(file)));
-    }
-    const auto report =
-        report::run_eval(bench, files, programs ? &*programs : nullptr, o->eval, *progress);
+    const auto report = report::run_eval(bench, shown_files(o->data),
+                                         programs ? &*programs : nullptr, o->eval, *progress);
     if (!o->common.out.empty()) write_text_atomic(o->common.out, report.dump(1) + "\n");
     if (o->common.json) {
       std::puts(report.dump(1).c_str());
