@@ -42,7 +42,7 @@ void make_sentences(Scene& scene) {
 
 // Many needles of one wording, a few of them asked for.
 void make_keys(Scene& scene) {
-  constexpr int64_t kMost = 48;
+  constexpr int64_t kMost = 16;
   struct Guest {
     std::string head, room;
     size_t said;
@@ -64,7 +64,7 @@ void make_keys(Scene& scene) {
 // One key with three values in three places: the two that come first are given, the last is asked.
 void make_values(Scene& scene) {
   constexpr int kValues = 3;
-  const int64_t ships = std::min<int64_t>(scene.questions(), 16);  // that have names and ports
+  const int64_t ships = std::clamp<int64_t>(scene.questions() / 2, 1, 16);  // names for 16
   for (int64_t n = 0; n < ships; ++n) {
     const std::string ship = scene.fresh("{ship}");
     const int series = scene.new_series();
