@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "data/tasks.h"
@@ -14,6 +16,25 @@
 
 namespace heed::report {
 namespace {
+
+// Exact share by where in the document the answer stands.
+Json by_depth(const std::vector<eval::NeedleResult>& results) {
+  constexpr int kDepths = 5;
+  std::array<std::pair<int, int>, kDepths> bins{};
+  for (const auto& r : results) {
+    auto& [hits, count] = bins[std::min(kDepths - 1, static_cast<int>(r.depth * kDepths))];
+    hits += r.hit;
+    ++count;
+  }
+  Json rows = Json::array();
+  for (int b = 0; b < kDepths; ++b) {
+    rows.push_back({{"from", b / double{kDepths}},
+                    {"to", (b + 1) / double{kDepths}},
+                    {"needles", bins[b].second},
+                    {"recall", bins[b].second ? bins[b].first / double(bins[b].second) : 0.0}});
+  }
+  return rows;
+}
 
 // What is measured at one length, beside the file's own tasks.
 struct Material {
@@ -127,6 +148,10 @@ Json measure_length(const eval::Workbench& bench, const Material& material, cons
     row["kv_bytes"]["plan"] = other->kv_bytes;
     row["plan"] = to_json(*other);
     row["headline"] = headline(row["texts"], row["tasks"]);
+  }
+  if (own.is_null()) {
+    row["dense"]["by_depth"] = by_depth(dense.needles);
+    if (other) row["plan"]["by_depth"] = by_depth(other->needles);
   }
   if (!material.too_short.empty()) row["too_short_for"] = material.too_short;
   return row;
