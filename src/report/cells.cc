@@ -155,7 +155,10 @@ std::string cells_table(const Json& texts, const Json& tasks) {
     };
     out += fmt::format("  {:<18} {:>5} {:>11} {:>11}", name, cell.at("n").get<int64_t>(),
                        score("dense"), score("plan"));
-    if (cell.contains("ratio")) out += "  " + interval(cell.at("ratio").at("exact"), 2);
+    const bool some = cell.at("dense").at("exact").get<double>() > 0;
+    if (cell.contains("ratio")) {
+      out += fmt::format("  {:<18}", some ? interval(cell.at("ratio").at("exact"), 2) : "-");
+    }
     if (!cell.at("discriminative").get<bool>()) out += "  not discriminative";
     out += "\n";
   }

@@ -65,7 +65,11 @@ std::vector<Source> open_sources(const eval::Workbench& bench,
 
 // Kinds that share their documents, in the order of the table.
 std::vector<std::vector<const data::TaskKind*>> grouped(const std::vector<std::string>& asked) {
-  for (const std::string& name : asked) data::find_task(name);
+  for (const std::string& name : asked) {
+    if (data::find_task(name).split != data::Split::kEvaluation) {
+      throw UsageError("--kinds {}: is a kind that plans are searched on, not evaluated on", name);
+    }
+  }
   std::vector<std::vector<const data::TaskKind*>> groups;
   for (const data::TaskKind& kind : data::task_kinds(data::Split::kEvaluation)) {
     if (!asked.empty() && std::find(asked.begin(), asked.end(), kind.name) == asked.end()) continue;

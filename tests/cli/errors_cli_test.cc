@@ -134,6 +134,7 @@ TEST_F(Errors, TextsThatAreTooShortOrMissing) {
   expect_refused(call("eval " + kModel + " --data short.txt ./short.txt"), 2,
                  "two files are called short");
   expect_refused(call("eval " + kModel + " --kinds words,word"), 2, "word: there is no such kind");
+  expect_refused(call("eval " + kModel + " --kinds lists"), 2, "plans are searched on");
   write("tasks.jsonl", "{\"kind\": \"k\", \"prompt\": \"p\", \"answer\": \"a\"}\n{\"kind\": 1}\n");
   expect_refused(call("eval " + kModel + " --lengths 256 --tasks tasks.jsonl"), 1, "tasks.jsonl:2");
   expect_refused(call("generate " + kModel + " --file none.txt"), 1, "none.txt");
