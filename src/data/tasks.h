@@ -2,9 +2,9 @@
 // table, each kind a small generator of statements that are planted in filler text and of questions
 // about them. Everything is made from a seed, a tokenizer and a corpus.
 //
-// The table has two splits. A search for a plan calibrates on the one, `heed eval` measures on the
-// other. No wording, name or answer stands in both, and three kinds of the evaluation have no
-// relative in the calibration at all: variables, common_words and values.
+// The table has two splits: one for searches for plans to calibrate on, one for `heed eval`. No
+// wording, name or answer stands in both, and three kinds of the evaluation have no relative in the
+// calibration at all: variables, common_words and values.
 #pragma once
 
 #include <array>
