@@ -5,6 +5,7 @@
 #include <map>
 #include <numeric>
 
+#include "data/tasks.h"
 #include "io/error.h"
 #include "io/sha256.h"
 #include "plan/allocate.h"
@@ -158,6 +159,31 @@ double budget_of(const Decoder& model, const Programs& programs, int64_t length)
   return all ? static_cast<double>(kept) / static_cast<double>(all) : 0;
 }
 
+namespace {
+
+// A document of the calibration's kinds with questions about it, all of which fit into `context`:
+// sentences with answers of every kind in turn with lists. Where the tokenizer or the context leave
+// no room for them, five-digit codes.
+data::NeedleDocument calibration_document(const data::TaskGenerator& tasks,
+                                          const data::RecallGenerator& codes, int64_t n,
+                                          int64_t context, data::Random& random) {
+  std::vector<const data::TaskKind*> kinds;
+  const std::string_view together = n % 3 == 2 ? "lists" : "planted";
+  for (const data::TaskKind& kind : data::task_kinds(data::Split::kCalibration)) {
+    if (kind.name.starts_with(together)) kinds.push_back(&kind);
+  }
+  const int64_t length = context - context / 8;
+  if (auto document = tasks.document(kinds, length, 2, random)) return std::move(*document);
+  const int64_t needles = std::clamp<int64_t>(context / 256, 4, 16);
+  int64_t questions = 0;
+  for (const auto& needle : codes.needles(context, needles, random).needles) {
+    questions += static_cast<int64_t>(needle.question.size() + needle.answer.size()) + 2;
+  }
+  return codes.needles(context - std::min(questions, context / 4), needles, random);
+}
+
+}  // namespace
+
 SearchData make_search_data(const data::RecallGenerator& generator, const data::Corpus& corpus,
                             int64_t context, int64_t scored, int64_t checked, uint64_t seed) {
   SearchData data;
@@ -176,22 +202,15 @@ SearchData make_search_data(const data::RecallGenerator& generator, const data::
     }
   }
   data::Random random(seed, 0x5ea7c4);
-  // Questions and answers follow the document; how long they are depends on wording and tokenizer.
-  const int64_t needles = std::clamp<int64_t>(context / 256, 4, 16);
-  const auto trial = generator.needles(context, needles, random);
-  int64_t questions = 0, longest = 0;
-  for (const auto& needle : trial.needles) {
-    const auto length = static_cast<int64_t>(needle.question.size() + needle.answer.size());
-    questions += length + 2;
-    longest = std::max(longest, length + 2);
-  }
-  questions = std::min(questions, context / 4);
-  for (int64_t n = 0; n < scored; ++n) {
-    data.needles.push_back(
-        needle_sample(generator.needles(context - questions, needles, random), context));
-  }
-  for (int64_t n = 0; n < checked; ++n) {
-    data.check_needles.push_back(generator.needles(context - longest, needles, random));
+  const data::TaskGenerator tasks(corpus, generator.codec());
+  for (int64_t n = 0; n < scored + checked; ++n) {
+    data::NeedleDocument document =
+        calibration_document(tasks, generator, n < scored ? n : n - scored, context, random);
+    if (n < scored) {
+      data.needles.push_back(needle_sample(document, context));
+    } else {
+      data.check_needles.push_back(std::move(document));
+    }
   }
   return data;
 }
