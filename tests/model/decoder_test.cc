@@ -223,6 +223,41 @@ TEST(Decoder, PlansGiveTheSameInChunksAndInOnePass) {
   }
 }
 
+// A number that lies between two levels may go to either, by a rounding of the products before: the
+// passes agree far better than few bits and 16 do.
+TEST(Decoder, PlansInFewBitsGiveTheSameInChunksAndInOnePass) {
+  const at::NoGradGuard no_grad;
+  const Decoder model = sharp(3);
+  Programs programs = mixed();
+  for (auto& layer : programs.heads) {
+    for (HeadProgram& p : layer) {
+      p.k_bits = 4, p.v_bits = 3;
+      if (p.full()) p.sinks = 6;
+    }
+  }
+  const at::Tensor ids = some_ids(1, 200);
+  Pass pass, dense;
+  pass.programs = &programs;
+  const at::Tensor whole = model.hidden(ids, pass);
+  const double cost = relative_error(model.hidden(ids, dense), whole);
+  EXPECT_GT(cost, 0.05);
+  StateOptions options;
+  options.programs = &programs;
+  for (const int64_t chunk : {1, 64, 130, 200}) {
+    const auto state = model.make_state(options);
+    std::vector<at::Tensor> parts;
+    for (int64_t begin = 0; begin < 200; begin += chunk) {
+      Pass part;
+      part.states = {state.get()};
+      parts.push_back(
+          model.hidden(ids.narrow(1, begin, std::min<int64_t>(chunk, 200 - begin)), part));
+    }
+    EXPECT_LT(relative_error(at::cat(parts, 1), whole), 0.1 * cost) << chunk;
+  }
+  const at::AutoGradMode mode(true);
+  EXPECT_THROW(model.hidden(ids, pass), UsageError);
+}
+
 TEST(Decoder, AFullPlanChangesNoBitAndAWideWindowIsDense) {
   const at::NoGradGuard no_grad;
   const Decoder model = sharp(4);
