@@ -37,6 +37,7 @@ at::Tensor hadamard(int64_t n, const at::TensorOptions& options) {
 // Levels in order, and the thresholds between neighbours, of a table or of even steps.
 at::Tensor table_of(int bits) {
   std::vector<float> levels;
+  levels.reserve(255);
   if (bits == 8) {
     for (int i = -127; i <= 127; ++i) levels.push_back(static_cast<float>(i));
   } else if (bits == 6) {

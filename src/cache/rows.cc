@@ -241,7 +241,7 @@ void Rows::check_programs() const {
       throw UsageError("what stands beside the rows of a cache has no mean of what was dropped");
     }
     if (!p.in_few_bits()) continue;
-    for (const int bits : {p.k_bits, p.v_bits}) {
+    for (const int bits : {int{p.k_bits}, int{p.v_bits}}) {
       if (bits != 16 && !kernel::quant_bits(bits)) {
         throw UsageError("{} bits cannot be kept: 2, 3, 4, 5, 6, 8 or 16", bits);
       }
@@ -576,7 +576,7 @@ Rows::Run Rows::plain_run(const Group& group, const Block& block, int64_t row, i
                           int64_t position, const Block* exact_rows, int64_t exact_from) const {
   const auto side = [&](int bits, int64_t dim, const at::Tensor& x, const at::Tensor& scale,
                         const at::Tensor& centre) {
-    const at::Tensor rows = x.narrow(1, row, count);
+    at::Tensor rows = x.narrow(1, row, count);
     if (bits == 16) return rows;
     at::Tensor out = decode({rows, scale.narrow(1, row, count)}, bits, dim);
     return centre.defined() ? out.add_(centre.unsqueeze(1)) : out;
@@ -770,21 +770,21 @@ void Rows::truncate(int64_t length) {
 }
 
 void Rows::save_codes(int64_t h, NamedTensors& out, const std::string& prefix) const {
-  const auto [g, n] = places_[h];
+  const auto& [g, place] = places_[h];
+  const int64_t n = place;
   const Group& group = groups_[g];
   // The tensors of a block, those that it has not empty.
-  const auto all =
-      runs(group, [&, n = n](const Block& block, int64_t row, int64_t count, int64_t at) {
-        Run run{block.k.select(0, n).narrow(0, row, count),
-                block.v.select(0, n).narrow(0, row, count),
-                {},
-                at};
-        for (const at::Tensor* scale : {&block.k_scale, &block.v_scale}) {
-          run.columns.push_back(scale->defined() ? scale->select(0, n).narrow(0, row, count)
-                                                 : at::Tensor());
-        }
-        return run;
-      });
+  const auto all = runs(group, [&](const Block& block, int64_t row, int64_t count, int64_t at) {
+    Run run{block.k.select(0, n).narrow(0, row, count),
+            block.v.select(0, n).narrow(0, row, count),
+            {},
+            at};
+    for (const at::Tensor* scale : {&block.k_scale, &block.v_scale}) {
+      run.columns.push_back(scale->defined() ? scale->select(0, n).narrow(0, row, count)
+                                             : at::Tensor());
+    }
+    return run;
+  });
   const auto empty = make_block(group, 0);
   const auto put = [&](const char* name, const at::Tensor& like, auto&& part) {
     if (!like.defined()) return;

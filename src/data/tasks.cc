@@ -171,7 +171,8 @@ void make_copies(Scene& scene) {
         fmt::format("\n\nFrom the diary of {}:\n", scene.fresh("{first} {last}"));
     const auto passage = scene.filler().text(kPassage, scene.random());
     const auto cue = std::span(passage).first(kCue);
-    std::vector<int32_t> tokens = codec.encode(head), question = tokens;
+    std::vector<int32_t> tokens = codec.encode(head);
+    std::vector<int32_t> question = tokens;
     const int64_t at = std::ssize(tokens) + kCue;
     append(tokens, passage);
     append(tokens, codec.encode("\n\n"));

@@ -307,6 +307,7 @@ std::vector<std::pair<HeadProgram, Option>> Search::options_of(int64_t layer, in
     }
   }
   std::vector<Option> options;
+  options.reserve(all.size());
   for (const auto& [program, option] : all) options.push_back(option);
   std::vector<std::pair<HeadProgram, Option>> hull;
   for (const int i : lower_hull(options)) hull.push_back(all[i]);
