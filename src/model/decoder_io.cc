@@ -127,7 +127,7 @@ void Decoder::put_in_blocks(const ModelSource& source) {
       const bool eight = options_.weights == WeightForm::kQ8_0 || table;
       w.blocks = make_blocks(*stored, eight ? DType::Q8_0 : DType::Q4_0);
     }
-    if (w.blocks) w.data = block_placeholder(w.out(), w.in());
+    if (w.blocks) w.data = shape_in_blocks(w.out(), w.in());
   });
   trunk_.moved();
 }

@@ -133,7 +133,7 @@ std::shared_ptr<const BlockWeight> make_blocks(const StoredMatrix& stored, DType
   return weight;
 }
 
-at::Tensor block_placeholder(int64_t out, int64_t in) {
+at::Tensor shape_in_blocks(int64_t out, int64_t in) {
   return at::full({1, 1}, std::numeric_limits<float>::quiet_NaN(), at::kFloat).expand({out, in});
 }
 

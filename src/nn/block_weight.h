@@ -42,7 +42,7 @@ std::shared_ptr<const BlockWeight> keep_blocks(const StoredMatrix& stored);
 std::shared_ptr<const BlockWeight> make_blocks(const StoredMatrix& stored, DType dtype);
 
 // A tensor [out, in] of one number, NaN: what stands in Weight::data beside blocks, for sizes.
-at::Tensor block_placeholder(int64_t out, int64_t in);
+at::Tensor shape_in_blocks(int64_t out, int64_t in);
 
 // x [..., in] float32 times each of `weights`, one after another in the last dimension of what is
 // returned, plus biases (each may be undefined); two weights with `gated`: silu(x w0) (x w1). `add`

@@ -1,5 +1,5 @@
-// SmolLM2 in the blocks of its file, where it has been fetched (`heed generate smollm2`):
-// perplexity beside exact weights, the memory that it takes, its greedy text.
+// SmolLM2 (fetched where it is not there) in the blocks of its file: perplexity beside exact
+// weights, the memory that it takes.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -15,13 +15,6 @@
 
 namespace heed {
 namespace blocks_slow_test {
-
-std::string smollm2() {
-  for (const KnownModel& model : known_models()) {
-    if (model.name == "smollm2") return model.path;
-  }
-  return "";
-}
 
 Decoder load_as(const std::string& path, WeightForm weights) {
   LoadOptions options;
@@ -59,8 +52,7 @@ int64_t resident(const std::string& key) {
 }
 
 TEST(SmolLm2InBlocks, MemoryIsTheFilesAndLittleMore) {
-  const std::string path = smollm2();
-  if (path.empty()) GTEST_SKIP() << "smollm2 has not been fetched";
+  const std::string path = resolve_model("smollm2");
   const at::NoGradGuard no_grad;
   const int64_t before = resident("VmRSS");
   const Decoder model = load_as(path, WeightForm::kBlocks);
@@ -76,8 +68,7 @@ TEST(SmolLm2InBlocks, MemoryIsTheFilesAndLittleMore) {
 }
 
 TEST(SmolLm2InBlocks, PerplexityIsThatOfExactWeights) {
-  const std::string path = smollm2();
-  if (path.empty()) GTEST_SKIP() << "smollm2 has not been fetched";
+  const std::string path = resolve_model("smollm2");
   const double exact = loss_on_books(load_as(path, WeightForm::kExact), path);
   const double blocks = loss_on_books(load_as(path, WeightForm::kBlocks), path);
   fmt::print("perplexity exact {:.4f}, blocks {:.4f}\n", std::exp(exact), std::exp(blocks));
